@@ -1,0 +1,200 @@
+//! Memory backends: contiguous memory that an allocator is laid over.
+//!
+//! A backend is address space for a whole *capacity*, mapped once at a 2 MiB boundary, of which the
+//! first *committed* bytes have a file behind them. Growing extends the file; nobody maps anew.
+
+mod mapping;
+mod memfd;
+mod name;
+mod posix_shm;
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use self::mapping::read_start;
+pub use self::memfd::MemfdMmap;
+pub use self::name::{MAX_NAME_BYTES, validate_name};
+pub use self::posix_shm::PosixShmMmap;
+use crate::options::UnknownName;
+
+/// The boundary at which a backend begins in every process, and so the largest alignment that an
+/// allocator over it can promise, in bytes.
+pub const BASE_ALIGN: usize = 2 << 20;
+
+/// Contiguous memory, mapped into this process for as long as the value lives.
+///
+/// # Safety
+/// An implementation promises that `base` is aligned to [`BASE_ALIGN`], that `[base, base +
+/// capacity_bytes)` is mapped in this process alone for this backend until the value is dropped,
+/// and that the first `committed_bytes` of it can be read and written without a signal once
+/// [`Backend::populate`] has succeeded for them. `committed_bytes` never shrinks.
+pub unsafe trait Backend: Send + Sync + fmt::Debug {
+    /// Which implementation this is.
+    fn kind(&self) -> BackendKind;
+
+    /// Where the memory begins in this process.
+    fn base(&self) -> NonNull<u8>;
+
+    /// Length of the address range, in bytes.
+    fn capacity_bytes(&self) -> u64;
+
+    /// How much of it can be used now, in bytes, asked of the kernel rather than of anything that
+    /// other processes can write.
+    fn committed_bytes(&self) -> u64;
+
+    /// The file behind it, for handing to other processes.
+    fn fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Makes `range` usable without a signal: every byte of it has memory behind it afterwards.
+    ///
+    /// # Errors
+    /// [`BackendError::Full`] if the memory cannot be had: the file system or the control group is
+    /// full.
+    fn populate(&self, range: Range<u64>) -> Result<(), BackendError>;
+
+    /// Gives the memory behind `range` back to the kernel; it reads as zeros afterwards, and must
+    /// be populated anew before it is used. Both ends are multiples of 4096.
+    ///
+    /// # Errors
+    /// [`BackendError::System`] if the kernel refuses.
+    fn punch(&self, range: Range<u64>) -> Result<(), BackendError>;
+
+    /// Makes `committed_bytes` at least `bytes`, which is at most `capacity_bytes`.
+    ///
+    /// # Errors
+    /// [`BackendError::BadSize`] beyond the capacity; [`BackendError::System`] if the kernel
+    /// refuses.
+    fn grow(&self, bytes: u64) -> Result<(), BackendError>;
+}
+
+/// A kind of backend, by the name that users write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum BackendKind {
+    /// A named POSIX shared-memory object, which stands in `/dev/shm`.
+    #[default]
+    PosixShm,
+    /// A shared file without name, sealed against shrinking, that lives as long as somebody has it
+    /// open.
+    Memfd,
+}
+
+impl BackendKind {
+    /// Opens the file that another process handed over as a backend of this kind.
+    ///
+    /// # Errors
+    /// See [`PosixShmMmap::from_fd`] and [`MemfdMmap::from_fd`].
+    pub fn open_fd(self, fd: OwnedFd, capacity: u64) -> Result<Arc<dyn Backend>, BackendError> {
+        Ok(match self {
+            Self::PosixShm => Arc::new(PosixShmMmap::from_fd(fd, capacity)?),
+            Self::Memfd => Arc::new(MemfdMmap::from_fd(fd, capacity)?),
+        })
+    }
+}
+
+impl fmt::Display for BackendKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PosixShm => "posix-shm",
+            Self::Memfd => "memfd",
+        })
+    }
+}
+
+impl FromStr for BackendKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "posix-shm" => Ok(Self::PosixShm),
+            "memfd" => Ok(Self::Memfd),
+            other => Err(UnknownName {
+                what: "backend",
+                found: other.to_owned(),
+                expected: "posix-shm or memfd",
+            }),
+        }
+    }
+}
+
+/// Why a backend could not be made, opened or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The name cannot be one.
+    #[error(
+        "segment name {name:?} {why}; use 1 to {MAX_NAME_BYTES} of the characters a-z A-Z 0-9 . _ -, not beginning with a dot"
+    )]
+    BadName {
+        /// The name, shortened if it is long.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// Something of that name stands there already.
+    #[error(
+        "a shared-memory object named {name:?} exists already; choose another name, or destroy it first"
+    )]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// Nothing of that name is there.
+    #[error("there is no shared-memory object named {name:?}")]
+    NotFound {
+        /// The name.
+        name: String,
+    },
+    /// The caller may not open it.
+    #[error("no permission to open the shared-memory object {name:?}: it belongs to another user")]
+    Permission {
+        /// The name.
+        name: String,
+    },
+    /// The size or capacity asked for makes no sense.
+    #[error("a size of {size_bytes} bytes in a capacity of {capacity_bytes} cannot be: {why}")]
+    BadSize {
+        /// The size, in bytes.
+        size_bytes: u64,
+        /// The capacity, in bytes.
+        capacity_bytes: u64,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// The file handed over is not of the kind that was announced.
+    #[error("the file handed over is not usable shared memory: {why}")]
+    NotSharedMemory {
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// No memory is left where this backend takes it from.
+    #[error(
+        "no memory left for {bytes} more bytes: the shared-memory file system (/dev/shm) or the control group is full; free some, or enlarge it"
+    )]
+    Full {
+        /// How many bytes were asked for.
+        bytes: u64,
+    },
+    /// The kernel said no for another reason.
+    #[error("{what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+}
+
+impl BackendError {
+    pub(crate) fn system(what: &'static str, errno: nix::errno::Errno) -> Self {
+        Self::System { what, source: errno.into() }
+    }
+}

@@ -1,0 +1,132 @@
+//! Named shared memory: `shm_open`, a file in `/dev/shm`.
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::mman::{shm_open, shm_unlink};
+use nix::sys::stat::{Mode, fchmod};
+
+use super::mapping::{self, SharedMapping};
+use super::{Backend, BackendError, BackendKind, validate_name};
+
+/// A named POSIX shared-memory object.
+///
+/// It outlives every process until somebody unlinks it. Whoever may open it may also truncate it,
+/// which no seal can forbid here: share it among processes that trust one another, and use
+/// [`MemfdMmap`](super::MemfdMmap) otherwise.
+#[derive(Debug)]
+pub struct PosixShmMmap {
+    mapping: SharedMapping,
+}
+
+impl PosixShmMmap {
+    /// Creates the object `name` with the permission bits `mode`, `size` bytes long, and maps
+    /// `capacity` bytes of address space for it. All bytes are zero.
+    ///
+    /// # Errors
+    /// [`BackendError::BadName`], [`BackendError::BadSize`], [`BackendError::Exists`], or what the
+    /// kernel refuses. Nothing is left behind then.
+    pub fn create(name: &str, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
+        validate_name(name)?;
+        mapping::validate_sizes(size, capacity)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+        let mode = Mode::from_bits_truncate(mode);
+        let file = shm_open(name, flags, mode).map_err(|errno| open_error(name, errno))?;
+        let created = (|| {
+            // The umask took bits from the mode that was asked for.
+            fchmod(&file, mode)
+                .map_err(|e| BackendError::system("cannot set a segment's mode", e))?;
+            mapping::set_len(file.as_fd(), size)?;
+            SharedMapping::new(file, capacity)
+        })();
+        match created {
+            Ok(mapping) => Ok(Self { mapping }),
+            Err(error) => {
+                // The error at hand says more than one from cleaning up would.
+                let _ = Self::unlink(name);
+                Err(error)
+            }
+        }
+    }
+
+    /// Opens the object `name`, for [`PosixShmMmap::from_fd`].
+    ///
+    /// # Errors
+    /// [`BackendError::BadName`], [`BackendError::NotFound`], [`BackendError::Permission`], or what
+    /// else the kernel refuses.
+    pub fn open(name: &str) -> Result<OwnedFd, BackendError> {
+        validate_name(name)?;
+        let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
+        shm_open(name, flags, Mode::empty()).map_err(|errno| open_error(name, errno))
+    }
+
+    /// Maps an object that is open already, over `capacity` bytes of address space.
+    ///
+    /// # Errors
+    /// [`BackendError::NotSharedMemory`] if it is no regular file open for reading and writing, or
+    /// what the kernel refuses.
+    pub fn from_fd(file: OwnedFd, capacity: u64) -> Result<Self, BackendError> {
+        mapping::require_regular(file.as_fd())?;
+        Ok(Self { mapping: SharedMapping::new(file, capacity)? })
+    }
+
+    /// Takes the name away. Processes that have the object mapped keep its memory until they let
+    /// go of it.
+    ///
+    /// # Errors
+    /// [`BackendError::BadName`], [`BackendError::NotFound`], [`BackendError::Permission`], or what
+    /// else the kernel refuses.
+    pub fn unlink(name: &str) -> Result<(), BackendError> {
+        validate_name(name)?;
+        shm_unlink(name).map_err(|errno| open_error(name, errno))
+    }
+}
+
+// SAFETY: [mapped] SharedMapping aligns, maps and keeps the range; the file's length is asked of the
+// kernel, and only this library's own processes ever shorten one, which they do not.
+unsafe impl Backend for PosixShmMmap {
+    fn kind(&self) -> BackendKind {
+        BackendKind::PosixShm
+    }
+
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base()
+    }
+
+    fn capacity_bytes(&self) -> u64 {
+        self.mapping.capacity_bytes()
+    }
+
+    fn committed_bytes(&self) -> u64 {
+        self.mapping.committed_bytes()
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.mapping.fd())
+    }
+
+    fn populate(&self, range: Range<u64>) -> Result<(), BackendError> {
+        self.mapping.populate(range)
+    }
+
+    fn punch(&self, range: Range<u64>) -> Result<(), BackendError> {
+        self.mapping.punch(range)
+    }
+
+    fn grow(&self, bytes: u64) -> Result<(), BackendError> {
+        self.mapping.grow(bytes)
+    }
+}
+
+fn open_error(name: &str, errno: Errno) -> BackendError {
+    let name = name.to_owned();
+    match errno as i32 {
+        libc::EEXIST => BackendError::Exists { name },
+        libc::ENOENT => BackendError::NotFound { name },
+        libc::EACCES | libc::EPERM => BackendError::Permission { name },
+        _ => BackendError::system("cannot open shared memory", errno),
+    }
+}
