@@ -1,13 +1,64 @@
 //! Shared memory that many processes allocate from, and that survives the death of any of them.
+//!
+//! A *segment* is a range of shared memory that describes itself: whoever may open it can attach,
+//! allocate, free, and look after what dead processes left, with this library and without asking
+//! anybody. Start with [`ThreadLocalAllocator`].
+//!
+//! # The map of a segment
+//!
+//! ```text
+//! 0        header            magic, layout version, geometry, checksum
+//! 4 KiB    custom header     the application's own
+//!          slot words        one per worker slot: which process holds it
+//!          slots             one per worker: journal, counters, bins
+//!          free bits         one per unit: may be free         (a hint; two levels)
+//!          adoptable bits    one per unit: may be worth adopting          (a hint)
+//!          tags              one per unit: what it is, and whose
+//!          descriptors       one per unit: the page's lists
+//!          units             64 KiB each: pages of blocks, and runs that are one large block
+//! committed ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄  the file ends here; growing moves it
+//! capacity                   every process's address range ends here
+//! ```
+//!
+//! A page is one unit (blocks to 8 KiB) or eight (to 64 KiB), cut into blocks of one size class.
+//! The worker that owns a page allocates from it with a load and a store, and frees to it likewise;
+//! others free to it with one compare-and-swap. A page without free blocks is given up, and becomes
+//! the property of whoever first frees a block of it.
+//!
+//! # Invariants
+//!
+//! Code cites them by number, and [`ThreadLocalAllocator::check`] asserts them.
+//!
+//! - **I1** A unit is what its tag says, and its owner's. Only the owner changes the tag of an owned
+//!   unit, except that anybody may turn an allocated run into a run in transit of its own, to free
+//!   it. An unowned unit or page changes hands by one compare-and-swap. An owner is a slot in use.
+//! - **I2** The units of a page or run that are not its first belong to it as long as the first says
+//!   so. No body stands without a head, save one whose head its owner is making or unmaking.
+//! - **I3** A block of a page is below the page's carved count and on one list of the page once, or
+//!   on none and allocated; or it is beyond the carved count and on none. A list is as long as its
+//!   first word says.
+//! - **I4** A bin's list is of one page, which the bin's slot owns; a page's list is of that page.
+//! - **I5** A slot is nobody's, or names the process that holds, keeps or recovers it.
+//! - **I6** Whatever the holder of a slot was about when it died, the slot's journal, its bins, and
+//!   the tags and lists of its units say enough to finish or undo it; doing so may be interrupted
+//!   and begun again.
+//! - **I7** Nothing read from a segment is followed before it is checked: geometry is validated once
+//!   and kept privately; an offset from a list is used only after its page or its bounds were
+//!   compared. A process reads and writes only inside the segment, whatever the others do.
 
+mod allocator;
 pub mod backend;
 mod context;
+#[doc(hidden)]
+pub mod crash;
 mod error;
 mod options;
 mod pointer;
 mod process;
 pub mod report;
+mod sync;
 
+pub use allocator::thread_local::ThreadLocalAllocator;
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};

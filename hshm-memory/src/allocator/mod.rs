@@ -1,0 +1,3 @@
+//! Allocators: what cuts a backend into blocks.
+
+pub(crate) mod thread_local;

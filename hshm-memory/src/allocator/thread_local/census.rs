@@ -1,0 +1,147 @@
+//! Counting: what is allocated, held and free, from the words that say so, without following a list.
+
+use super::layout::{Counters, MEDIUM_UNITS, UNIT_BYTES};
+use super::page::Page;
+use super::size_class::{CLASSES, block_bytes};
+use super::units;
+use super::view::View;
+use super::words::{Kind, SlotState};
+use crate::report::{ClassReport, HeapReport, OperationCounts, WorkerReport, WorkerState};
+use crate::sync::Ordering;
+
+pub(super) fn report(view: &View) -> HeapReport {
+    view.refresh_limit();
+    let mut report = empty_report(view);
+    let mut pages_of = vec![0_u64; view.geometry.worker_slots as usize + 1];
+    let mut classes = [(0_u64, 0_u64, 0_u64); CLASSES];
+    let mut uncounted_frees = 0;
+    let mut free_run = 0;
+    let mut unit = view.geometry.first_unit;
+    while let Some(tag) = view.tag(unit) {
+        let mut step = 1;
+        let mut is_free = false;
+        match tag.kind() {
+            Kind::Free => {
+                is_free = true;
+                report.units_free += 1;
+            }
+            Kind::Small | Kind::Medium => {
+                let page = Page::new(view, unit, tag);
+                if tag.kind() == Kind::Medium {
+                    step = MEDIUM_UNITS;
+                }
+                let allocated = u64::from(allocated_blocks(&page));
+                uncounted_frees += u64::from(page.local().count());
+                if let Some((pages, blocks, used)) = classes.get_mut(tag.class()) {
+                    *pages += 1;
+                    *blocks += u64::from(page.blocks());
+                    *used += allocated;
+                }
+                report.allocated_blocks += allocated;
+                report.allocated_bytes += allocated * u64::from(page.block_bytes());
+                if tag.owner() == 0 {
+                    report.abandoned_pages += 1;
+                } else if let Some(pages) = pages_of.get_mut(tag.owner() as usize) {
+                    *pages += 1;
+                }
+            }
+            Kind::Large => {
+                let run = units::run_of(view, unit);
+                step = run.end - run.start;
+                report.large_blocks += 1;
+                report.large_bytes += u64::from(step) * UNIT_BYTES;
+            }
+            Kind::MediumBody | Kind::RunBody | Kind::Claimed | Kind::Transit | Kind::Unknown => {}
+        }
+        free_run = if is_free { free_run + UNIT_BYTES } else { 0 };
+        report.largest_free_run_bytes = report.largest_free_run_bytes.max(free_run);
+        unit = unit.saturating_add(step);
+    }
+    report.allocated_blocks += report.large_blocks;
+    report.allocated_bytes += report.large_bytes;
+    report.classes = classes
+        .iter()
+        .enumerate()
+        .filter(|(_, (pages, _, _))| *pages > 0)
+        .map(|(class, &(pages, blocks, allocated_blocks))| ClassReport {
+            block_bytes: block_bytes(class).into(),
+            pages,
+            blocks,
+            allocated_blocks,
+        })
+        .collect();
+    count_workers(view, &pages_of, &mut report);
+    report.operations.local_frees = report.operations.local_frees.wrapping_add(uncounted_frees);
+    report
+}
+
+fn empty_report(view: &View) -> HeapReport {
+    let geometry = &view.geometry;
+    let units = view.block_units();
+    HeapReport {
+        layout_version: super::layout::LAYOUT_VERSION,
+        id: view.identity.id,
+        on_exit: view.identity.on_exit,
+        capacity_bytes: geometry.capacity,
+        committed_bytes: view.limit(),
+        unit_bytes: UNIT_BYTES,
+        units_total: u64::from(units.end.saturating_sub(units.start)),
+        units_free: 0,
+        largest_free_run_bytes: 0,
+        custom_header_bytes: geometry.custom_header_bytes,
+        allocated_bytes: 0,
+        allocated_blocks: 0,
+        classes: Vec::new(),
+        large_blocks: 0,
+        large_bytes: 0,
+        abandoned_pages: 0,
+        workers: Vec::new(),
+        worker_slots: geometry.worker_slots,
+        operations: counts(&view.header().retired),
+    }
+}
+
+/// Blocks of a page that are on none of its lists.
+fn allocated_blocks(page: &Page<'_>) -> u32 {
+    let owner = page.tag.owner();
+    let in_bin = if owner == 0 || owner > page.view.geometry.worker_slots {
+        0
+    } else {
+        let bin = page.view.bin_list(page.view.slot(owner), page.class());
+        if !bin.is_empty() && page.contains(bin.first()) { bin.count() } else { 0 }
+    };
+    page.carved().saturating_sub(page.listed() + in_bin)
+}
+
+fn count_workers(view: &View, pages_of: &[u64], report: &mut HeapReport) {
+    for (id, word) in view.slots_in_use() {
+        let slot = view.slot(id);
+        let mut operations = counts(&slot.counters);
+        for class in 0..CLASSES {
+            let waiting = u64::from(view.bin_list(slot, class).count());
+            operations.allocations = operations.allocations.saturating_sub(waiting);
+        }
+        report.operations += operations;
+        report.workers.push(WorkerReport {
+            slot: id,
+            process: word.process(),
+            thread: slot.thread.load(Ordering::Relaxed),
+            state: match word.state() {
+                SlotState::Parked => WorkerState::Parked,
+                SlotState::Recovering => WorkerState::Recovering,
+                SlotState::Live | SlotState::Free | SlotState::Unknown => WorkerState::Live,
+            },
+            pages: pages_of.get(id as usize).copied().unwrap_or(0),
+            operations,
+        });
+    }
+}
+
+fn counts(counters: &Counters) -> OperationCounts {
+    OperationCounts {
+        allocations: counters.loaded.load(Ordering::Relaxed),
+        local_frees: counters.local_frees.load(Ordering::Relaxed),
+        remote_frees: counters.remote_frees.load(Ordering::Relaxed),
+        adoptions: counters.adoptions.load(Ordering::Relaxed),
+    }
+}

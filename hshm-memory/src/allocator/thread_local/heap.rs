@@ -1,0 +1,220 @@
+//! A worker's heap as its process sees it: the slot in the segment, and what is private beside it.
+//!
+//! This file has the two fast paths; [`super::refill`] and [`super::release`] have what they fall
+//! back to.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
+
+use super::layout::{Counters, Descriptor, Slot, UNIT_SHIFT};
+use super::page::{NO_EVENT, Page};
+use super::queue::{FULL, PARTIAL, Queue};
+use super::size_class::{CLASSES, GRANULE_BYTES};
+use super::view::View;
+use super::words::{Kind, List, Tag, unit_of};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Bits of two list words that differ if their blocks lie in different units.
+const UNIT_MASK: u64 = List::OFFSET_MASK & !((1 << UNIT_SHIFT) - 1);
+/// Wholly free small pages that a worker keeps for itself, so that a burst of frees followed by a
+/// burst of allocations does not claim and carve them anew.
+const KEPT_PAGES: usize = 16;
+/// The same for medium ones.
+const KEPT_MEDIUM_PAGES: usize = 2;
+/// Medium classes whose bins are filled at the same time: each has a page of 512 KiB.
+const MEDIUM_BINS: usize = 4;
+
+/// One worker's heap. Only the thread that holds it calls its methods.
+#[derive(Debug)]
+pub(crate) struct Heap {
+    /// Which attached allocator it belongs to; unique in the process, never 0.
+    pub(super) key: u64,
+    base: *mut u8,
+    /// The first offset that a block can have.
+    first: u64,
+    /// Bytes from there to the end of what may be touched.
+    span: Cell<u64>,
+    /// Units below that end.
+    units: Cell<u32>,
+    tags: *const AtomicU32,
+    descriptors: *const Descriptor,
+    slot: *const Slot,
+    /// The low half of the tags of our small pages.
+    small_tag: u16,
+    /// The slot's number.
+    pub(super) id: u32,
+    pub(super) view: Arc<View>,
+    /// The fork generation in which the slot was claimed: in a later one it is the parent's.
+    pub(super) generation: u64,
+    /// Whether the slot was given back.
+    pub(super) released: PrivateU64,
+    /// Pages with free blocks, by class.
+    pub(super) partial: [Queue; CLASSES],
+    /// Pages without, where they stay ours (`OnExit::Reclaim`).
+    pub(super) full: [Queue; CLASSES],
+    /// How many pages of each class were opened: the more, the larger the steps they are carved in.
+    pub(super) opened: [Cell<u8>; CLASSES],
+    /// Small pages of ours that were seen wholly free; 0 for none.
+    pub(super) kept: [Cell<u32>; KEPT_PAGES],
+    /// Medium ones.
+    pub(super) kept_medium: [Cell<u32>; KEPT_MEDIUM_PAGES],
+    /// The medium classes whose bins are filled, the latest first; 0 for none.
+    pub(super) medium_bins: [Cell<u32>; MEDIUM_BINS],
+    /// Where the search for pages to adopt goes on.
+    pub(super) adopt_cursor: Cell<u32>,
+}
+
+// SAFETY: [owned] a heap is used by one thread at a time: by the one that claimed its slot, or under
+// the lock of an explicit context; others only look at `key`, `generation` and `released`.
+unsafe impl Send for Heap {}
+// SAFETY: [owned] as above.
+unsafe impl Sync for Heap {}
+
+impl Heap {
+    pub(super) fn new(key: u64, view: Arc<View>, id: u32, generation: u64) -> Self {
+        let heap = Self {
+            key,
+            base: view.base().as_ptr(),
+            first: view.geometry.metadata_bytes(),
+            span: Cell::new(0),
+            units: Cell::new(0),
+            tags: view.tag_word(0),
+            descriptors: view.descriptor(0),
+            slot: view.slot(id),
+            small_tag: Tag::small_owned_by(id),
+            id,
+            generation,
+            released: PrivateU64::new(0),
+            partial: std::array::from_fn(|_| Queue::new(PARTIAL)),
+            full: std::array::from_fn(|_| Queue::new(FULL)),
+            opened: std::array::from_fn(|_| Cell::new(0)),
+            kept: std::array::from_fn(|_| Cell::new(0)),
+            kept_medium: std::array::from_fn(|_| Cell::new(0)),
+            medium_bins: std::array::from_fn(|_| Cell::new(0)),
+            adopt_cursor: Cell::new(view.geometry.first_unit),
+            view,
+        };
+        heap.set_limit(heap.view.limit());
+        heap
+    }
+
+    fn set_limit(&self, limit: u64) {
+        self.span.set(limit.saturating_sub(self.first));
+        self.units.set(unit_of(limit));
+    }
+
+    /// Looks whether the segment has grown.
+    #[cold]
+    pub(super) fn refresh_limit(&self) {
+        self.set_limit(self.view.refresh_limit());
+    }
+
+    pub(super) fn slot(&self) -> &Slot {
+        self.view.slot(self.id)
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.slot().counters
+    }
+
+    /// Whether the slot is no longer this heap's to use.
+    pub(super) fn is_stale(&self, generation: u64) -> bool {
+        self.generation != generation || self.released.load(PrivateOrdering::Relaxed) != 0
+    }
+
+    /// Takes a block of `class`, one of the small ones, if the bin has at least two.
+    ///
+    /// Three loads, one store, two branches that are never taken but once a list: the bin names the
+    /// first block, the block names the rest. The first check keeps a scribbled bin inside the
+    /// segment and catches the empty one; the second keeps the rest in the block's own page, and
+    /// catches the last block of a list, since the end of a list is in no page. The store of the
+    /// rest is the moment at which the block is allocated: who dies before has taken nothing.
+    #[inline(always)]
+    pub(super) fn pop_small(&self, class: usize) -> Option<u64> {
+        // SAFETY: [mapped] the slot lies in the metadata of the view that this heap holds.
+        let slot = unsafe { &*self.slot };
+        let bin = slot.bins.get(class)?;
+        let head = bin.load(Ordering::Relaxed);
+        let offset = head & List::OFFSET_MASK;
+        if offset.wrapping_sub(self.first) >= self.span.get() {
+            return None;
+        }
+        let rest = self.link(offset).load(Ordering::Relaxed);
+        if (rest ^ head) & UNIT_MASK != 0 {
+            return None;
+        }
+        bin.store(rest, Ordering::Relaxed);
+        Some(offset)
+    }
+
+    /// Frees the block at `offset` if it lies in a small page of ours and nothing is to be done
+    /// besides. False if not, and then nothing was done.
+    ///
+    /// The store of the list is the moment at which the block is free: who dies before has freed
+    /// nothing.
+    #[inline(always)]
+    pub(super) fn push_small(&self, offset: u64) -> bool {
+        let unit = offset >> UNIT_SHIFT;
+        if unit >= u64::from(self.units.get()) || !offset.is_multiple_of(GRANULE_BYTES as u64) {
+            return false;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "below `units`")]
+        let unit = unit as usize;
+        // SAFETY: [mapped] `unit` is below `units`, and the table has an entry for each unit.
+        let tag = unsafe { &*self.tags.wrapping_add(unit) };
+        // ORDER: Relaxed: only this thread makes a page ours or lets go of it.
+        #[allow(clippy::cast_possible_truncation, reason = "the low half: kind and owner")]
+        let low = tag.load(Ordering::Relaxed) as u16;
+        if low != self.small_tag {
+            return false;
+        }
+        // SAFETY: [mapped] as for the tag.
+        let descriptor = unsafe { &*self.descriptors.wrapping_add(unit) };
+        let list = List(descriptor.local.load(Ordering::Relaxed));
+        let longer = list.with_first(offset);
+        if longer.count() == descriptor.event.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.link(offset).store(list.0, Ordering::Relaxed);
+        // Died here: the block is linked and still allocated.
+        crate::crash_point!("free.linked");
+        // ORDER: Release keeps it after the link's store, for whoever recovers this list.
+        descriptor.local.store(longer.0, Ordering::Release);
+        true
+    }
+
+    /// The first eight bytes of a block whose offset was just checked.
+    #[inline(always)]
+    fn link(&self, offset: u64) -> &AtomicU64 {
+        #[allow(clippy::cast_possible_truncation, reason = "an offset into a mapping")]
+        let address = self.base.wrapping_add(offset as usize).cast();
+        // SAFETY: [mapped] callers checked that offset lies below the limit, which is a multiple of
+        // the unit, and at a multiple of 16; [atomic] links are only accessed as atomics.
+        unsafe { AtomicU64::from_ptr(address) }
+    }
+
+    /// Takes over the pages that the slot had when another thread left it.
+    pub(super) fn find_pages(&self) {
+        for unit in self.view.block_units() {
+            let Some(tag) = self.view.tag(unit).filter(|tag| tag.owner() == self.id) else {
+                continue;
+            };
+            if !matches!(tag.kind(), Kind::Small | Kind::Medium) {
+                continue;
+            }
+            let page = Page::new(&self.view, unit, tag);
+            if !page.contains(self.view.bin_list(self.slot(), page.class()).first()) {
+                self.settle(page);
+            }
+        }
+    }
+
+    /// Bytes to carve at a time: little of the first pages of a class, all of later ones.
+    pub(super) fn carve_bytes(&self, class: usize) -> u32 {
+        let opened = self.opened.get(class).map_or(0, Cell::get);
+        4096 << opened.saturating_sub(1).min(4)
+    }
+}
+
+const _: () = assert!(NO_EVENT > u16::MAX as u32, "a list's length never reaches it");

@@ -1,0 +1,362 @@
+//! Operations that happen exactly once across a death: `allocate_into` and `free_from`.
+//!
+//! Before anything changes, the slot's journal says what is about to. After a death the recoverer
+//! reads it and finds out how far the operation came: from the cell, which names the block, is
+//! marked, or is null; from the bin and the lists, which the block is on or is not; and, where the
+//! block went to the list of a page that another owns, from the acknowledgement ([`super::remote`]).
+
+use super::heap::Heap;
+use super::page::Page;
+use super::refill::Request;
+use super::release::Block;
+use super::remote::Mark;
+use super::units;
+use super::view::View;
+use super::words::{
+    Kind, Operation, Remote, Step, Tag, cell_being_freed, cell_names_block, unit_of, unit_start,
+};
+use crate::error::AllocError;
+use crate::sync::{AtomicU64, Ordering};
+
+impl Heap {
+    /// Allocates a block and stores its offset in the cell, which must be null.
+    pub(super) fn allocate_into(
+        &self,
+        cell_offset: u64,
+        bytes: usize,
+        align: usize,
+    ) -> Result<u64, AllocError> {
+        let view = &*self.view;
+        let cell = view.cell(cell_offset)?;
+        if cell.load(Ordering::Relaxed) != 0 {
+            return Err(AllocError::BadCell {
+                offset: cell_offset,
+                why: "it is not null, and what it names would be lost",
+            });
+        }
+        match self.request(bytes, align)? {
+            Request::Class(class) => {
+                let (page, offset, rest) = loop {
+                    if let Some(found) = self.peek(class) {
+                        break found;
+                    }
+                    self.fill_bin(class)?;
+                };
+                self.begin(Step::AllocateInto, cell_offset, offset);
+                crate::crash_point!("into.journalled");
+                let bin = view.bin(self.slot(), class);
+                // ORDER: Release here and below: each store stands only after those before it.
+                bin.store(rest.0, Ordering::Release);
+                // Died here: the block is in no hand but the journal's; recovery frees it.
+                crate::crash_point!("into.taken");
+                let filled = fill(cell, cell_offset, offset);
+                if filled.is_err() {
+                    page.push_local(offset);
+                }
+                // Died here: the cell names the block, and recovery leaves both alone.
+                crate::crash_point!("into.stored");
+                self.end();
+                if rest.is_empty() {
+                    self.bin_ran_out(offset);
+                }
+                filled.map(|()| offset)
+            }
+            Request::Run { units, align_units, bytes } => {
+                let head = self.claim_run(units, align_units, bytes)?;
+                let offset = unit_start(head);
+                self.begin(Step::AllocateInto, cell_offset, offset);
+                crate::crash_point!("into.journalled");
+                units::publish_run(view, self.id, head..head + units);
+                self.count_run();
+                crate::crash_point!("into.taken");
+                let filled = fill(cell, cell_offset, offset);
+                crate::crash_point!("into.stored");
+                self.end();
+                if filled.is_err() {
+                    self.free_run(head, Tag::large(self.id))?;
+                }
+                filled.map(|()| offset)
+            }
+        }
+    }
+
+    /// Frees the block that the cell names, and makes the cell null. False if it named none.
+    pub(super) fn free_from(&self, cell_offset: u64) -> Result<bool, AllocError> {
+        let cell = self.view.cell(cell_offset)?;
+        let (offset, operation) = loop {
+            // ORDER: Acquire pairs with the Release of `fill`.
+            let offset = cell.load(Ordering::Acquire);
+            if !cell_names_block(offset) {
+                // Null, or somebody else is freeing it already.
+                return Ok(false);
+            }
+            if let Some(operation) = self.mark(cell, cell_offset, offset) {
+                break (offset, operation);
+            }
+        };
+        // Only now is the block ours: before, it could have been freed and its memory be another
+        // block of the same offset.
+        match self.free_marked(offset, operation) {
+            Ok(rest) => {
+                // Died here: the block is free, which recovery sees before it frees anything.
+                crate::crash_point!("from.freed");
+                cell.store(0, Ordering::Release);
+                crate::crash_point!("from.nulled");
+                self.end();
+                match rest {
+                    Rest::Nothing => {}
+                    Rest::Pushed(page) => self.after_local_free(page),
+                    Rest::Adopted(page) => self.settle(page),
+                    Rest::Unbound(head) => units::dismantle_run(&self.view, self.id, head),
+                }
+                Ok(true)
+            }
+            Err(error) => {
+                // Nothing was freed: the cell names the block again, for whoever looks into this.
+                cell.store(offset, Ordering::Release);
+                self.end();
+                Err(error)
+            }
+        }
+    }
+
+    /// Frees the block of a marked cell, whoever has its page.
+    fn free_marked(&self, offset: u64, operation: Operation) -> Result<Rest<'_>, AllocError> {
+        let mark = Mark { slot: self.id, sequence: operation.sequence() };
+        loop {
+            let page = match self.locate(offset)? {
+                // The run's length and place are safe until it is dismantled, which is after the
+                // cell is null: no later run can be mistaken for it.
+                Block::Run { head, tag } => {
+                    return if self.unbind_run(head, tag) {
+                        Ok(Rest::Unbound(head))
+                    } else {
+                        Err(super::release::freed_twice(offset))
+                    };
+                }
+                Block::InPage(page) => page,
+            };
+            if page.tag.owner() == self.id {
+                page.push_local(offset);
+                return Ok(Rest::Pushed(page));
+            }
+            if page.tag.owner() == 0 {
+                if let Some(ours) = page.adopt(self.id) {
+                    super::refill::add(&self.counters().adoptions, 1);
+                    ours.push_local(offset);
+                    return Ok(Rest::Adopted(ours));
+                }
+            } else if self.free_remotely(page, offset, mark)? {
+                return Ok(Rest::Nothing);
+            }
+            // The page changed hands. Whoever has it now, the block is still ours to free.
+        }
+    }
+
+    /// Begins freeing what the cell names: from here on the block is freed, whoever dies. None if
+    /// the cell changed.
+    fn mark(&self, cell: &AtomicU64, cell_offset: u64, offset: u64) -> Option<Operation> {
+        settle_allocation(&self.view, offset);
+        let operation = self.begin(Step::FreeFrom, cell_offset, offset);
+        crate::crash_point!("from.journalled");
+        let marked = cell_being_freed(self.id, operation.sequence());
+        // ORDER: AcqRel: the journal stands before the mark, and the block's contents were seen.
+        if cell.compare_exchange(offset, marked, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            self.end();
+            return None;
+        }
+        // Died here: the mark names us, and recovery frees the block.
+        crate::crash_point!("from.marked");
+        Some(operation)
+    }
+
+    /// Writes the journal.
+    fn begin(&self, step: Step, cell: u64, block: u64) -> Operation {
+        let slot = self.slot();
+        let unit = unit_of(block);
+        let acknowledged = slot.acknowledged.load(Ordering::Relaxed);
+        let operation = loop {
+            // One writer. The number lives on with the slot, so that no operation is mistaken for
+            // an earlier one of another holder.
+            let sequence = slot.sequence.load(Ordering::Relaxed).wrapping_add(1);
+            slot.sequence.store(sequence, Ordering::Relaxed);
+            #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
+            let short = (sequence & u64::from(Remote::SEQUENCE_MASK)) as u32;
+            let operation = Operation::new(step, unit, short);
+            if operation.acknowledgement() != acknowledged {
+                break operation;
+            }
+        };
+        slot.journal.cell.store(cell, Ordering::Relaxed);
+        slot.journal.block.store(block, Ordering::Relaxed);
+        // ORDER: SeqCst: cell and block stand before the operation that they belong to, and the
+        // operation before the push that others acknowledge.
+        slot.journal.operation.store(operation.0, Ordering::SeqCst);
+        operation
+    }
+
+    fn end(&self) {
+        // ORDER: Release: what the operation did stands before the journal forgets it. A helper
+        // may have cleared it already; both write the same.
+        self.slot().journal.operation.store(Operation::IDLE.0, Ordering::Release);
+    }
+}
+
+/// What is left to be done once a cell is null.
+#[derive(Clone, Copy, Debug)]
+enum Rest<'h> {
+    Nothing,
+    /// A block was put on the local list of a page of ours.
+    Pushed(Page<'h>),
+    /// The same, and the page was nobody's before.
+    Adopted(Page<'h>),
+    /// The run is in transit of ours.
+    Unbound(u32),
+}
+
+/// Stores a block's offset in a null cell.
+fn fill(cell: &AtomicU64, cell_offset: u64, offset: u64) -> Result<(), AllocError> {
+    // ORDER: Release: the block is taken, and the journal says so, before the cell names it.
+    let filled = cell.compare_exchange(0, offset, Ordering::Release, Ordering::Relaxed);
+    filled
+        .map(drop)
+        .map_err(|_| AllocError::BadCell { offset: cell_offset, why: "another filled it first" })
+}
+
+/// Makes sure that the allocation of the block at `offset` is not undone when its maker dies: if
+/// the maker's journal still has it under way, it is declared done. To be called before the cell
+/// that names the block is changed by another.
+pub(super) fn settle_allocation(view: &View, offset: u64) {
+    let owner = match view.page_of(offset) {
+        Some((_, tag)) => tag.owner(),
+        None => view.tag(unit_of(offset)).map_or(0, Tag::owner),
+    };
+    if owner == 0 || owner > view.geometry.worker_slots {
+        return;
+    }
+    let journal = &view.slot(owner).journal;
+    let operation = journal.operation.load(Ordering::SeqCst);
+    let about_it = Operation(operation).step() == Step::AllocateInto
+        && journal.block.load(Ordering::SeqCst) == offset;
+    if about_it {
+        // The sequence number in the word keeps this from hitting a later operation.
+        let _ = journal.operation.compare_exchange(
+            operation,
+            Operation::IDLE.0,
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+    }
+}
+
+/// What became of an operation that its maker did not finish.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Resolved {
+    /// There was none.
+    Nothing,
+    /// It was carried to its end, or had got there.
+    Completed,
+    /// It was undone, or had not begun.
+    Undone,
+}
+
+/// Finishes or undoes what the dead holder of slot `id` was about. `page_has` tells whether a page
+/// of the slot has the block on a list of its own. Idempotent: the journal is cleared last.
+pub(super) fn resolve(view: &View, id: u32, page_has: impl Fn(&Page<'_>, u64) -> bool) -> Resolved {
+    let slot = view.slot(id);
+    let operation = Operation(slot.journal.operation.load(Ordering::SeqCst));
+    let cell_offset = slot.journal.cell.load(Ordering::Relaxed);
+    let offset = slot.journal.block.load(Ordering::Relaxed);
+    let cell = view.cell(cell_offset).ok();
+    let value = cell.map_or(0, |cell| cell.load(Ordering::SeqCst));
+    let resolved = match operation.step() {
+        Step::Idle => Resolved::Nothing,
+        Step::AllocateInto if value == offset => Resolved::Completed,
+        Step::AllocateInto => {
+            free_for_dead(view, id, offset, page_has, operation, false);
+            Resolved::Undone
+        }
+        Step::FreeFrom if value == cell_being_freed(id, operation.sequence()) => {
+            free_for_dead(view, id, offset, page_has, operation, true);
+            if let Some(cell) = cell {
+                cell.store(0, Ordering::Release);
+            }
+            Resolved::Completed
+        }
+        // The mark is not there: the free had not begun, or it is done.
+        Step::FreeFrom if value == 0 => Resolved::Completed,
+        Step::FreeFrom => Resolved::Undone,
+    };
+    slot.journal.operation.store(Operation::IDLE.0, Ordering::Release);
+    resolved
+}
+
+/// Frees the block for the dead holder of slot `id`, unless that was done.
+fn free_for_dead(
+    view: &View,
+    id: u32,
+    offset: u64,
+    page_has: impl Fn(&Page<'_>, u64) -> bool,
+    operation: Operation,
+    pushed_remotely: bool,
+) {
+    let Some((unit, tag)) = view.page_of(offset) else {
+        let head = unit_of(offset);
+        match view.tag(head) {
+            // The head's tag still names the block's allocation: let recovery's walk dismantle it.
+            Some(tag) if tag.kind() == Kind::Large && unit_start(head) == offset => {
+                let transit = Tag::transit(id);
+                let word = view.tag_word(head);
+                let _ =
+                    word.compare_exchange(tag.0, transit.0, Ordering::AcqRel, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        return;
+    };
+    let mut page = Page::new(view, unit, tag);
+    if page.index_of(offset).is_none() {
+        return;
+    }
+    let slot = view.slot(id);
+    let list = &page.descriptor().remote;
+    if pushed_remotely && super::remote::push_happened(list, id, operation, &slot.acknowledged) {
+        return;
+    }
+    // A bounded number of turns: each failure means that somebody alive made progress.
+    for _ in 0..1000 {
+        if page.tag.owner() == 0
+            && let Some(ours) = page.adopt(id)
+        {
+            page = ours;
+        }
+        if page.tag.owner() == id {
+            if !page_has(&page, offset) {
+                page.push_local(offset);
+            }
+            return;
+        }
+        if push_as_dead(view, id, &page, offset, operation) {
+            return;
+        }
+        match view.page_of(offset) {
+            Some((unit, tag)) => page = Page::new(view, unit, tag),
+            None => return,
+        }
+    }
+}
+
+/// The dead's own push, with its own mark: should this recoverer die too, the next one can tell.
+fn push_as_dead(view: &View, id: u32, page: &Page<'_>, offset: u64, operation: Operation) -> bool {
+    let Some(link) = view.word(offset) else { return true };
+    let place = super::remote::Place {
+        page: page.start(),
+        offset_in_page: offset - page.start(),
+        blocks: page.carved(),
+    };
+    let mark = Mark { slot: id, sequence: operation.sequence() };
+    let still_valid = || view.tag(page.unit) == Some(page.tag);
+    let pusher_of = |slot| super::page::pusher(view, slot);
+    let list = &page.descriptor().remote;
+    !matches!(super::remote::push(list, link, place, mark, pusher_of, still_valid), Ok(false))
+}

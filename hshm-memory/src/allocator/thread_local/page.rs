@@ -1,0 +1,270 @@
+//! Pages: units cut into blocks of one class.
+//!
+//! A page's free blocks stand on up to four lists: the owner's bin (if the page is the one it takes
+//! blocks from), what is left of an earlier bin, what the owner freed and what others freed. Blocks
+//! beyond the *carved* ones were never on a list. A block that is on no list, and carved, is
+//! allocated (I3).
+
+use super::layout::{Descriptor, MEDIUM_SHIFT, UNIT_SHIFT};
+use super::queue::NOT_QUEUED;
+use super::remote::{self, Pusher};
+use super::size_class::{SMALL_CLASSES, block_bytes};
+use super::units;
+use super::view::View;
+use super::words::{List, Remote, Tag, unit_start};
+use crate::backend::BackendError;
+use crate::options::OnExit;
+use crate::sync::{AtomicU64, Ordering};
+
+/// An `event` that no list reaches.
+pub(super) const NO_EVENT: u32 = u32::MAX;
+
+/// A page whose tag was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Page<'v> {
+    pub(super) view: &'v View,
+    pub(super) unit: u32,
+    pub(super) tag: Tag,
+}
+
+impl<'v> Page<'v> {
+    pub(super) fn new(view: &'v View, unit: u32, tag: Tag) -> Self {
+        Self { view, unit, tag }
+    }
+
+    pub(super) fn descriptor(&self) -> &'v Descriptor {
+        self.view.descriptor(self.unit)
+    }
+
+    pub(super) fn class(&self) -> usize {
+        self.tag.class()
+    }
+
+    pub(super) fn start(&self) -> u64 {
+        unit_start(self.unit)
+    }
+
+    fn shift(&self) -> u32 {
+        if self.class() < SMALL_CLASSES { UNIT_SHIFT } else { MEDIUM_SHIFT }
+    }
+
+    pub(super) fn contains(&self, offset: u64) -> bool {
+        offset >> self.shift() == self.start() >> self.shift()
+    }
+
+    pub(super) fn block_bytes(&self) -> u32 {
+        block_bytes(self.class())
+    }
+
+    /// Blocks that fit.
+    pub(super) fn blocks(&self) -> u32 {
+        (1_u32 << self.shift()).checked_div(self.block_bytes()).unwrap_or(0)
+    }
+
+    pub(super) fn carved(&self) -> u32 {
+        self.descriptor().carved.load(Ordering::Relaxed).min(self.blocks())
+    }
+
+    /// The number of the block that begins at `offset`, if one does.
+    pub(super) fn index_of(&self, offset: u64) -> Option<u32> {
+        let within = u32::try_from(offset.checked_sub(self.start())?).ok()?;
+        let size = self.block_bytes();
+        let index = within.checked_div(size)?;
+        (index * size == within && index < self.blocks()).then_some(index)
+    }
+
+    pub(super) fn block(&self, index: u32) -> u64 {
+        self.start() + u64::from(index) * u64::from(self.block_bytes())
+    }
+
+    pub(super) fn local(&self) -> List {
+        List(self.descriptor().local.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn free(&self) -> List {
+        List(self.descriptor().free.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn remote(&self) -> Remote {
+        Remote(self.descriptor().remote.load(Ordering::SeqCst))
+    }
+
+    /// Free blocks on the page's own lists, which are all there are unless it is loaded in a bin.
+    pub(super) fn listed(&self) -> u32 {
+        self.free().count() + self.local().count() + self.remote().count()
+    }
+
+    /// Whether no block is allocated, the page not being loaded in a bin.
+    pub(super) fn is_wholly_free(&self) -> bool {
+        self.listed() >= self.carved()
+    }
+
+    /// Makes claimed units a page of `class` without any block carved yet.
+    pub(super) fn initialise(view: &'v View, owner: u32, unit: u32, class: usize) -> Self {
+        let descriptor = view.descriptor(unit);
+        let generation = Remote(descriptor.remote.load(Ordering::Relaxed)).sequence();
+        // ORDER: Relaxed: the tag that publishes the page is stored with Release.
+        descriptor.carved.store(0, Ordering::Relaxed);
+        descriptor.local.store(0, Ordering::Relaxed);
+        descriptor.free.store(0, Ordering::Relaxed);
+        descriptor.event.store(NO_EVENT, Ordering::Relaxed);
+        descriptor.queued.store(NOT_QUEUED, Ordering::Relaxed);
+        let emptied = Remote::empty(generation.wrapping_add(1) & Remote::SEQUENCE_MASK);
+        descriptor.remote.store(emptied.0, Ordering::Relaxed);
+        crate::crash_point!("page.initialised");
+        let tag = Tag::page(owner, class);
+        units::publish_page(view, unit, tag);
+        Self::new(view, unit, tag)
+    }
+
+    /// Puts free blocks of this page, which the caller owns, into its empty bin. False if there
+    /// are none.
+    pub(super) fn load(
+        &self,
+        bin: &AtomicU64,
+        carve_bytes: u32,
+    ) -> Result<Option<Loaded>, BackendError> {
+        let descriptor = self.descriptor();
+        let free = self.free();
+        if !free.is_empty() {
+            bin.store(free.0, Ordering::Relaxed);
+            // Died here: both name one list; recovery drops this one.
+            crate::crash_point!("page.loaded_free");
+            // ORDER: Release keeps it after the bin's store. So below.
+            descriptor.free.store(0, Ordering::Release);
+            return Ok(Some(Loaded { blocks: free.count(), freed_locally: 0 }));
+        }
+        let local = self.local();
+        if !local.is_empty() {
+            bin.store(local.0, Ordering::Relaxed);
+            crate::crash_point!("page.loaded_local");
+            descriptor.local.store(0, Ordering::Release);
+            return Ok(Some(Loaded { blocks: local.count(), freed_locally: local.count() }));
+        }
+        let taken = self.take_remote(|list| bin.store(list.0, Ordering::Release));
+        if !taken.is_empty() {
+            return Ok(Some(Loaded { blocks: taken.count(), freed_locally: 0 }));
+        }
+        self.carve(bin, carve_bytes)
+    }
+
+    /// Empties the remote list; `prepare` is told of it before.
+    pub(super) fn take_remote(&self, prepare: impl Fn(List)) -> List {
+        let list = &self.descriptor().remote;
+        // A look first: most pages have nothing there, and the line is others' to write.
+        if Remote(list.load(Ordering::Relaxed)).count() == 0 {
+            return List::EMPTY;
+        }
+        remote::take(list, self.start(), |slot| pusher(self.view, slot), prepare)
+    }
+
+    /// Cuts more blocks, about `carve_bytes` of them, and puts them into the empty bin.
+    fn carve(&self, bin: &AtomicU64, carve_bytes: u32) -> Result<Option<Loaded>, BackendError> {
+        let carved = self.carved();
+        let left = self.blocks() - carved;
+        if left == 0 {
+            return Ok(None);
+        }
+        let wanted = (carve_bytes / self.block_bytes()).max(carved).clamp(1, left);
+        let count = match self.make_resident(carved + wanted) {
+            Ok(()) => wanted,
+            // Memory is short: one block may still be had where many are not.
+            Err(error) if wanted == 1 => return Err(error),
+            Err(_) => self.make_resident(carved + 1).map(|()| 1)?,
+        };
+        for index in carved..carved + count {
+            let behind = carved + count - index - 1;
+            let rest =
+                if behind == 0 { List::EMPTY } else { List::new(self.block(index + 1), behind) };
+            if let Some(word) = self.view.word(self.block(index)) {
+                word.store(rest.0, Ordering::Relaxed);
+            }
+        }
+        // ORDER: Release: the links stand before the list does.
+        bin.store(List::new(self.block(carved), count).0, Ordering::Release);
+        // Died here: the list reaches beyond the carved blocks; recovery counts them in.
+        crate::crash_point!("page.carved");
+        self.descriptor().carved.store(carved + count, Ordering::Release);
+        Ok(Some(Loaded { blocks: count, freed_locally: 0 }))
+    }
+
+    /// Puts memory behind the first `blocks` blocks.
+    fn make_resident(&self, blocks: u32) -> Result<(), BackendError> {
+        let bytes = u64::from(blocks) * u64::from(self.block_bytes());
+        let mut unit = self.unit;
+        let mut left = bytes;
+        while left > 0 {
+            self.view.make_resident(unit, left)?;
+            unit += 1;
+            left = left.saturating_sub(1 << UNIT_SHIFT);
+        }
+        Ok(())
+    }
+
+    /// Puts a block that was allocated from this page, which `self.tag`'s owner holds, on the local
+    /// list.
+    pub(super) fn push_local(&self, offset: u64) {
+        let descriptor = self.descriptor();
+        let list = self.local();
+        if let Some(link) = self.view.word(offset) {
+            link.store(list.0, Ordering::Relaxed);
+            crate::crash_point!("free.linked");
+            // ORDER: Release: the link stands before the list names it.
+            descriptor.local.store(list.with_first(offset).0, Ordering::Release);
+            crate::crash_point!("free.pushed");
+        }
+    }
+
+    /// Takes an ownerless page. None if somebody else did.
+    pub(super) fn adopt(&self, owner: u32) -> Option<Self> {
+        let adopted = self.tag.with_owner(owner);
+        // ORDER: SeqCst, of which Acquire pairs with the Release of whoever gave it up, so that its
+        // lists are seen; and whoever pushes on the remote list looks at the owner after, while
+        // whoever gives a page up looks at the remote list after: one must see the other.
+        let swapped = self.view.tag_word(self.unit).compare_exchange(
+            self.tag.0,
+            adopted.0,
+            Ordering::SeqCst,
+            Ordering::Relaxed,
+        );
+        swapped.ok()?;
+        crate::crash_point!("page.adopted");
+        self.descriptor().event.store(NO_EVENT, Ordering::Relaxed);
+        self.descriptor().queued.store(NOT_QUEUED, Ordering::Relaxed);
+        units::clear_adoptable(self.view, self.unit);
+        Some(Self::new(self.view, self.unit, adopted))
+    }
+
+    /// Leaves the page without owner, for anybody to adopt. It is in no bin. Returns the page again
+    /// if blocks were freed to it meanwhile and it could be taken back.
+    #[must_use]
+    pub(super) fn abandon(&self) -> Option<Self> {
+        debug_assert_eq!(self.view.on_exit(), OnExit::Keep, "reclaimed pages have one owner");
+        let owner = self.tag.owner();
+        let ownerless = Self::new(self.view, self.unit, self.tag.with_owner(0));
+        let remote = self.remote();
+        if self.listed() > 0 || self.carved() < self.blocks() {
+            units::set_adoptable(self.view, self.unit);
+        }
+        // ORDER: SeqCst: see `adopt`. Of it, Release hands the lists to the next owner.
+        self.view.tag_word(self.unit).swap(ownerless.tag.0, Ordering::SeqCst);
+        crate::crash_point!("page.abandoned");
+        if self.remote() == remote { None } else { ownerless.adopt(owner) }
+    }
+}
+
+/// What [`Page::load`] put into the bin.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Loaded {
+    pub(super) blocks: u32,
+    /// Blocks of those that the owner itself had freed.
+    pub(super) freed_locally: u32,
+}
+
+/// Where the recoverer of `slot` would look for its journalled push.
+pub(super) fn pusher(view: &View, slot: u32) -> Option<Pusher<'_>> {
+    (1..=view.geometry.worker_slots).contains(&slot).then(|| {
+        let slot = view.slot(slot);
+        Pusher { operation: &slot.journal.operation, acknowledged: &slot.acknowledged }
+    })
+}

@@ -1,0 +1,230 @@
+//! Giving up a slot: by the thread that held it, or, after its process died, by whoever recovers it.
+//!
+//! Everything here may be interrupted and begun again (I6): each step is one store that leaves a
+//! state which the steps before it accept.
+
+use super::journal::{self, Resolved};
+use super::layout::MEDIUM_UNITS;
+use super::page::Page;
+use super::size_class::CLASSES;
+use super::units;
+use super::view::View;
+use super::walk::Met;
+use super::words::{Kind, List, Operation, SlotWord, Tag};
+use crate::options::OnExit;
+use crate::process::ProcessId;
+use crate::report::RecoveryReport;
+use crate::sync::Ordering;
+
+/// Recovers every slot that `dead` holds. Slots that another recoverer works on are left to it.
+pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> RecoveryReport {
+    let mut report = RecoveryReport::default();
+    for (id, word) in view.slots_in_use() {
+        if word.process() != dead {
+            continue;
+        }
+        // ORDER: Acquire pairs with the last holder's Release, or with the kernel's end of it.
+        let taken = view.slot_word(id).compare_exchange(
+            word.0,
+            SlotWord::recovering(by).0,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        if taken.is_ok() {
+            // Died here: the slot names its recoverer, whose own death is noticed in turn.
+            crate::crash_point!("recover.taken");
+            report += recover_slot(view, id);
+        }
+    }
+    if report.slots > 0 {
+        units::rebuild_hints(view);
+    }
+    report
+}
+
+fn recover_slot(view: &View, id: u32) -> RecoveryReport {
+    let mut report = RecoveryReport { slots: 1, ..RecoveryReport::default() };
+    match journal::resolve(view, id, |page, offset| page_has(page, id, offset)) {
+        Resolved::Nothing => {}
+        Resolved::Completed => report.operations_completed = 1,
+        Resolved::Undone => report.operations_undone = 1,
+    }
+    crate::crash_point!("recover.journal_done");
+    let leave = match view.on_exit() {
+        OnExit::Keep => Leave::Mended,
+        OnExit::Reclaim => Leave::Freed,
+    };
+    report += vacate(view, id, leave);
+    free_slot(view, id);
+    report
+}
+
+/// In what state pages are left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// As they are: their owner is at work on none.
+    Orderly,
+    /// After mending what an interrupted operation left.
+    Mended,
+    /// Not at all: with all their blocks they are freed.
+    Freed,
+}
+
+/// Empties the slot's bins and lets go of every unit it owns.
+pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> RecoveryReport {
+    let mut report = RecoveryReport::default();
+    for class in 0..CLASSES {
+        save_bin(view, id, class);
+    }
+    for unit in view.block_units() {
+        let Some(tag) = view.tag(unit).filter(|tag| tag.owner() == id) else { continue };
+        match tag.kind() {
+            Kind::Claimed => release_claimed(view, unit),
+            Kind::Transit => {
+                units::dismantle_run(view, id, unit);
+                report.pages_freed += 1;
+            }
+            Kind::Large if leave == Leave::Freed => {
+                view.tag_word(unit).store(Tag::transit(id).0, Ordering::Release);
+                units::dismantle_run(view, id, unit);
+                report.pages_freed += 1;
+            }
+            // Somebody may be freeing it this moment, hence the comparison.
+            Kind::Large => {
+                let _ = view.tag_word(unit).compare_exchange(
+                    tag.0,
+                    Tag::large(0).0,
+                    Ordering::AcqRel,
+                    Ordering::Relaxed,
+                );
+            }
+            Kind::Small | Kind::Medium => {
+                leave_page(Page::new(view, unit, tag), leave, &mut report);
+            }
+            Kind::Free | Kind::MediumBody | Kind::RunBody | Kind::Unknown => {}
+        }
+    }
+    report
+}
+
+/// Gives the blocks of a bin back to their page.
+pub(super) fn save_bin(view: &View, id: u32, class: usize) {
+    let slot = view.slot(id);
+    let bin = view.bin(slot, class);
+    let list = view.bin_list(slot, class);
+    if list.is_empty() {
+        return;
+    }
+    let page = view.page_of(list.first()).map(|(unit, tag)| Page::new(view, unit, tag));
+    if let Some(page) = page.filter(|page| page.tag == Tag::page(id, class)) {
+        let descriptor = page.descriptor();
+        // Where the holder died while loading, one list stands in two places.
+        if page.local() == list {
+            descriptor.local.store(0, Ordering::Release);
+        }
+        let mut remote = Met::new();
+        let _ = remote.follow(&page, page.remote().to_list(page.start()));
+        let still_remote = page.index_of(list.first()).is_some_and(|index| remote.contains(index));
+        if !still_remote {
+            descriptor.free.store(list.0, Ordering::Release);
+            // Died here: both name one list; whoever goes on stores the same again.
+            crate::crash_point!("page.saved");
+            let loaded = &slot.counters.loaded;
+            super::refill::sub(loaded, list.count().into());
+        }
+    }
+    bin.store(0, Ordering::Release);
+}
+
+/// Frees a unit that the slot had claimed, and the bodies of the page that it was becoming.
+fn release_claimed(view: &View, unit: u32) {
+    if unit.is_multiple_of(MEDIUM_UNITS) {
+        for place in 1..MEDIUM_UNITS {
+            if view.tag(unit + place) == Some(Tag::medium_body(place)) {
+                units::release_unit(view, unit + place);
+            }
+        }
+    }
+    units::release_unit(view, unit);
+}
+
+fn leave_page(page: Page<'_>, leave: Leave, report: &mut RecoveryReport) {
+    let id = page.tag.owner();
+    if leave == Leave::Freed {
+        units::release_page(page.view, id, page.unit, page.tag);
+        report.pages_freed += 1;
+        return;
+    }
+    if leave == Leave::Mended {
+        mend(&page);
+    }
+    let mut page = page;
+    loop {
+        if page.is_wholly_free() {
+            let frees = &page.view.slot(id).counters.local_frees;
+            super::refill::add(frees, page.local().count().into());
+            units::release_page(page.view, id, page.unit, page.tag);
+            report.pages_freed += 1;
+            return;
+        }
+        match page.abandon() {
+            None => {
+                report.pages_abandoned += 1;
+                return;
+            }
+            // Blocks were freed to it meanwhile, perhaps the last ones.
+            Some(again) => page = again,
+        }
+    }
+}
+
+/// Makes the lists and the carved count of a dead owner's page agree.
+fn mend(page: &Page<'_>) {
+    let descriptor = page.descriptor();
+    let mut met = Met::new();
+    let mut intact = true;
+    for list in [&descriptor.free, &descriptor.local] {
+        if met.follow(page, List(list.load(Ordering::Relaxed))).is_err() {
+            // Not a death's doing: somebody scribbled. What is on the list cannot be told from what
+            // is allocated, so it counts as allocated.
+            list.store(0, Ordering::Release);
+            intact = false;
+        }
+    }
+    if intact && met.end > page.carved() {
+        descriptor.carved.store(met.end, Ordering::Release);
+    }
+}
+
+/// Whether the block at `offset` is on any list of the page, the bin of slot `id` included.
+fn page_has(page: &Page<'_>, id: u32, offset: u64) -> bool {
+    let bin = page.view.bin_list(page.view.slot(id), page.class());
+    let Some(index) = page.index_of(offset) else { return true };
+    [bin, page.free(), page.local(), page.remote().to_list(page.start())].into_iter().any(|list| {
+        let mut met = Met::new();
+        let _ = met.follow(page, list);
+        met.contains(index)
+    })
+}
+
+/// Makes a vacated slot free for another holder.
+pub(super) fn free_slot(view: &View, id: u32) {
+    let slot = view.slot(id);
+    let retired = &view.header().retired;
+    for (counter, total) in [
+        (&slot.counters.loaded, &retired.loaded),
+        (&slot.counters.local_frees, &retired.local_frees),
+        (&slot.counters.remote_frees, &retired.remote_frees),
+        (&slot.counters.adoptions, &retired.adoptions),
+    ] {
+        // Died between the two: the totals fall short by this slot's counts, which are figures
+        // for people; nothing rests on them.
+        let count = counter.swap(0, Ordering::Relaxed);
+        total.fetch_add(count, Ordering::Relaxed);
+    }
+    slot.thread.store(0, Ordering::Relaxed);
+    slot.journal.operation.store(Operation::IDLE.0, Ordering::Relaxed);
+    crate::crash_point!("slot.vacated");
+    // ORDER: Release pairs with the Acquire of the next holder's claim.
+    view.slot_word(id).store(SlotWord::FREE.0, Ordering::Release);
+}

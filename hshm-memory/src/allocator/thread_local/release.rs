@@ -1,0 +1,400 @@
+//! Freeing what is not a plain block of a page of ours: blocks of others' pages, of pages without
+//! owner, the free that leaves a page empty, large blocks; and changing a block's size.
+
+use std::cell::Cell;
+
+use super::heap::Heap;
+use super::layout::UNIT_BYTES;
+use super::page::{NO_EVENT, Page, pusher};
+use super::queue::{FULL, PARTIAL};
+use super::refill::{Request, add, sub};
+use super::remote::{self, Mark, Place};
+use super::size_class::class_of;
+use super::units;
+use super::words::{Kind, List, Tag, unit_of, unit_start};
+use crate::error::AllocError;
+use crate::options::OnExit;
+use crate::sync::Ordering;
+
+/// The block that an offset names.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Block<'v> {
+    /// One of a page.
+    InPage(Page<'v>),
+    /// A run.
+    Run { head: u32, tag: Tag },
+}
+
+impl Heap {
+    /// Frees what the fast path could not.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn free_slow(&self, offset: u64) -> Result<(), AllocError> {
+        loop {
+            match self.locate(offset)? {
+                Block::InPage(page) => {
+                    if self.free_in_page(page, offset)? {
+                        return Ok(());
+                    }
+                }
+                Block::Run { head, tag } => return self.free_run(head, tag),
+            }
+        }
+    }
+
+    /// What the offset names, as far as that can be told without looking at every list: it is the
+    /// start of a carved block or of a run.
+    pub(super) fn locate(&self, offset: u64) -> Result<Block<'_>, AllocError> {
+        let bad = |why| AllocError::NotAllocated { offset, why };
+        let unit = unit_of(offset);
+        if unit >= self.view.units() {
+            self.refresh_limit();
+        }
+        let Some(tag) = self.view.tag(unit) else {
+            return Err(bad(if offset == 0 {
+                "it is null"
+            } else {
+                "it lies outside the part of the segment that holds blocks"
+            }));
+        };
+        match tag.kind() {
+            Kind::Small | Kind::Medium | Kind::MediumBody => {
+                let found = self.view.page_of(offset);
+                let (unit, tag) = found.ok_or_else(|| bad("its page has no beginning"))?;
+                let page = Page::new(&self.view, unit, tag);
+                match page.index_of(offset) {
+                    Some(index) if index < page.carved() => Ok(Block::InPage(page)),
+                    Some(_) => Err(bad("no block was ever allocated there")),
+                    None => Err(bad("no block begins there")),
+                }
+            }
+            Kind::Large if unit_start(unit) == offset => Ok(Block::Run { head: unit, tag }),
+            Kind::Large | Kind::RunBody => Err(bad("it points into the middle of a large block")),
+            Kind::Free => Err(bad("its memory is free")),
+            Kind::Claimed | Kind::Transit => Err(bad("its memory is being freed or claimed")),
+            Kind::Unknown => Err(AllocError::Corrupt { offset, what: "a unit of no known kind" }),
+        }
+    }
+
+    /// Frees a block of a page. False if the page changed hands meanwhile, and nothing was done.
+    fn free_in_page(&self, page: Page<'_>, offset: u64) -> Result<bool, AllocError> {
+        if page.tag.owner() == self.id {
+            if page.local().count() >= page.carved() {
+                return Err(freed_twice(offset));
+            }
+            page.push_local(offset);
+            self.after_local_free(page);
+            return Ok(true);
+        }
+        if page.tag.owner() == 0 {
+            let Some(page) = page.adopt(self.id) else { return Ok(false) };
+            add(&self.counters().adoptions, 1);
+            page.push_local(offset);
+            self.settle(page);
+            return Ok(true);
+        }
+        self.free_remotely(page, offset, Mark::default())
+    }
+
+    /// Puts a block on the remote list of another's page. False if it is not that page any more.
+    pub(super) fn free_remotely(
+        &self,
+        page: Page<'_>,
+        offset: u64,
+        mark: Mark,
+    ) -> Result<bool, AllocError> {
+        let Some(link) = self.view.word(offset) else { return Ok(false) };
+        let place = Place {
+            page: page.start(),
+            offset_in_page: offset - page.start(),
+            blocks: page.carved(),
+        };
+        let pushed = remote::push(
+            &page.descriptor().remote,
+            link,
+            place,
+            mark,
+            |slot| pusher(&self.view, slot),
+            || self.view.tag(page.unit) == Some(page.tag),
+        );
+        if !pushed.map_err(|remote::Overfull| freed_twice(offset))? {
+            return Ok(false);
+        }
+        // Died here: if the page has no owner now, the next who frees to it or looks for a page of
+        // its class finds the block.
+        crate::crash_point!("remote.pushed");
+        add(&self.counters().remote_frees, 1);
+        self.rescue(page.unit);
+        Ok(true)
+    }
+
+    /// Takes over the page that a block was just freed to remotely, if its owner let go of it
+    /// meanwhile, perhaps without seeing the block.
+    pub(super) fn rescue(&self, unit: u32) {
+        // ORDER: SeqCst, after the push's: see `Page::adopt`.
+        let tag = Tag(self.view.tag_word(unit).load(Ordering::SeqCst));
+        if tag.owner() == 0
+            && matches!(tag.kind(), Kind::Small | Kind::Medium)
+            && let Some(page) = Page::new(&self.view, unit, tag).adopt(self.id)
+        {
+            add(&self.counters().adoptions, 1);
+            self.settle(page);
+        }
+    }
+
+    /// After a block of a page of ours was put on its local list.
+    pub(super) fn after_local_free(&self, page: Page<'_>) {
+        let descriptor = page.descriptor();
+        if page.local().count() == descriptor.event.load(Ordering::Relaxed) {
+            self.unqueue(&page);
+            self.settle(page);
+        } else if page.tag.kind() == Kind::Medium && self.is_idle(&page) && !self.keep(&page) {
+            // Medium pages are too large to be left standing empty, even where the next blocks of
+            // their class would come from.
+            self.withdraw(&page);
+            self.release(&page);
+        }
+    }
+
+    /// Finds the right place for a page of ours that is in no bin and no queue.
+    pub(super) fn settle(&self, page: Page<'_>) {
+        let carved = page.carved();
+        let free = page.free().count();
+        if page.is_wholly_free() {
+            if page.remote().count() > 0 || !self.keep(&page) {
+                self.release(&page);
+                return;
+            }
+            page.descriptor().event.store(NO_EVENT, Ordering::Relaxed);
+        } else if page.tag.kind() == Kind::Medium && self.view.on_exit() == OnExit::Keep {
+            // Large as it is, it is anybody's: so it is freed by whoever frees its last block.
+            self.let_go(page);
+            return;
+        } else if carved == page.blocks() && page.listed() == 0 {
+            self.let_go(page);
+            return;
+        } else {
+            // The free that makes the local list this long leaves no block allocated, unless others
+            // have freed some too; those pages are found empty when they are looked at.
+            let event = carved.saturating_sub(free).max(1);
+            page.descriptor().event.store(event, Ordering::Relaxed);
+        }
+        if let Some(queue) = self.partial.get(page.class()) {
+            queue.push_front(&self.view, page.unit);
+        }
+    }
+
+    /// Takes a page of ours out of the queue that it is in.
+    pub(super) fn unqueue(&self, page: &Page<'_>) {
+        let queues = match page.descriptor().queued.load(Ordering::Relaxed) {
+            PARTIAL => &self.partial,
+            FULL => &self.full,
+            _ => return,
+        };
+        if let Some(queue) = queues.get(page.class()) {
+            queue.remove(&self.view, page.unit, page.tag);
+        }
+    }
+
+    /// Gives back a page of ours that has no allocated block and is in no bin and no queue.
+    pub(super) fn release(&self, page: &Page<'_>) {
+        add(&self.counters().local_frees, page.local().count().into());
+        units::release_page(&self.view, self.id, page.unit, page.tag);
+    }
+
+    /// Remembers a wholly free page for later, if few are remembered.
+    fn keep(&self, page: &Page<'_>) -> bool {
+        let kept = self.kept_of(page.tag.kind());
+        if kept.iter().any(|kept| kept.get() == page.unit) {
+            return true;
+        }
+        // Entries whose pages are in use again make room.
+        let room = kept.iter().find(|kept| self.kept_page(kept.get()).is_none());
+        room.map(|cell| cell.set(page.unit)).is_some()
+    }
+
+    fn kept_of(&self, kind: Kind) -> &[Cell<u32>] {
+        if kind == Kind::Medium { &self.kept_medium } else { &self.kept }
+    }
+
+    /// The page that was kept at `unit`, if it is still wholly free.
+    fn kept_page(&self, unit: u32) -> Option<Page<'_>> {
+        let tag = self.view.tag(unit).filter(|tag| tag.owner() == self.id)?;
+        if !matches!(tag.kind(), Kind::Small | Kind::Medium) {
+            return None;
+        }
+        let page = Page::new(&self.view, unit, tag);
+        (page.remote().count() == 0 && self.is_idle(&page)).then_some(page)
+    }
+
+    /// Takes a kept page of the same kind as those of `class`: its units are claimed then.
+    pub(super) fn claim_kept(&self, class: usize) -> Option<u32> {
+        let kind = Tag::page(self.id, class).kind();
+        self.kept_of(kind).iter().rev().find_map(|kept| {
+            let page = self.kept_page(kept.replace(0)).filter(|page| page.tag.kind() == kind)?;
+            self.withdraw(&page);
+            add(&self.counters().local_frees, page.local().count().into());
+            // ORDER: Relaxed: the units stay ours; a medium page's bodies stay bodies.
+            self.view.tag_word(page.unit).store(Tag::claimed(self.id).0, Ordering::Relaxed);
+            Some(page.unit)
+        })
+    }
+
+    /// The list of our bin, if it is of this page.
+    fn bin_of(&self, page: &Page<'_>) -> List {
+        let list = self.view.bin_list(self.slot(), page.class());
+        if page.contains(list.first()) { list } else { List::EMPTY }
+    }
+
+    /// Whether a page of ours has no allocated block.
+    fn is_idle(&self, page: &Page<'_>) -> bool {
+        page.listed() + self.bin_of(page).count() >= page.carved()
+    }
+
+    /// Takes a page of ours that has no allocated block out of our bin or queue.
+    fn withdraw(&self, page: &Page<'_>) {
+        let list = self.bin_of(page);
+        if list.is_empty() {
+            self.unqueue(page);
+            return;
+        }
+        // The count first: died here, the list reaches beyond the carved blocks, which recovery
+        // counts in.
+        page.descriptor().carved.store(0, Ordering::Relaxed);
+        crate::crash_point!("page.withdrawn");
+        // ORDER: Release keeps it after the count.
+        self.view.bin(self.slot(), page.class()).store(0, Ordering::Release);
+        sub(&self.counters().loaded, list.count().into());
+    }
+
+    /// Gives back every page, of ours or of nobody, that has no allocated block.
+    #[cold]
+    pub(super) fn collect(&self) {
+        self.kept.iter().chain(&self.kept_medium).for_each(|kept| kept.set(0));
+        for unit in self.view.block_units() {
+            let Some(tag) = self.view.tag(unit) else { continue };
+            if !matches!(tag.kind(), Kind::Small | Kind::Medium) {
+                continue;
+            }
+            let page = Page::new(&self.view, unit, tag);
+            if tag.owner() == self.id {
+                if self.is_idle(&page) {
+                    self.withdraw(&page);
+                    self.release(&page);
+                }
+            } else if tag.owner() == 0
+                && page.is_wholly_free()
+                && let Some(page) = page.adopt(self.id)
+            {
+                if page.is_wholly_free() {
+                    self.release(&page);
+                } else {
+                    self.settle(page);
+                }
+            }
+        }
+    }
+
+    pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
+        if self.unbind_run(head, tag) {
+            units::dismantle_run(&self.view, self.id, head);
+            Ok(())
+        } else {
+            Err(freed_twice(unit_start(head)))
+        }
+    }
+
+    /// Makes an allocated run one in transit of ours; from here on it is freed, whoever dies.
+    pub(super) fn unbind_run(&self, head: u32, tag: Tag) -> bool {
+        // ORDER: Acquire pairs with the Release of `publish_run`, so that the length is seen.
+        let counters = self.counters();
+        let unbound = self
+            .view
+            .tag_word(head)
+            .compare_exchange(tag.0, Tag::transit(self.id).0, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok();
+        if unbound {
+            let counter = if tag.owner() == self.id || tag.owner() == 0 {
+                &counters.local_frees
+            } else {
+                &counters.remote_frees
+            };
+            add(counter, 1);
+        }
+        unbound
+    }
+
+    /// How many bytes the block at `offset` has.
+    pub(super) fn usable_bytes(&self, offset: u64) -> Result<u64, AllocError> {
+        Ok(match self.locate(offset)? {
+            Block::InPage(page) => page.block_bytes().into(),
+            Block::Run { head, .. } => units::run_of(&self.view, head).len() as u64 * UNIT_BYTES,
+        })
+    }
+
+    /// Changes the block's size where it stands. False if it has to move.
+    pub(super) fn resize(&self, offset: u64, bytes: usize) -> Result<bool, AllocError> {
+        let request = self.request(bytes, 1)?;
+        match (self.locate(offset)?, request) {
+            (Block::InPage(page), Request::Class(class)) => {
+                // Shrinking by less than half stays: moving costs more than the memory is worth.
+                let half = class_of((page.block_bytes() as usize / 2).max(1));
+                Ok(class <= page.class() && class >= half)
+            }
+            (Block::Run { head, tag }, Request::Run { units, .. }) => {
+                let run = units::run_of(&self.view, head);
+                let len = run.end - run.start;
+                if units <= len {
+                    self.shrink_run(head, tag, run.start + units..run.end);
+                    return Ok(true);
+                }
+                Ok(self.grow_run(head, run.end..run.start.saturating_add(units)))
+            }
+            (Block::InPage(_), Request::Run { .. }) | (Block::Run { .. }, Request::Class(_)) => {
+                Ok(false)
+            }
+        }
+    }
+
+    /// Frees the last units of a run. The run's length is where its bodies end, whatever its head
+    /// says, so that a death between any two steps leaves a shorter run and claimed units.
+    fn shrink_run(&self, head: u32, tag: Tag, tail: std::ops::Range<u32>) {
+        debug_assert_eq!(tag.kind(), Kind::Large);
+        for unit in tail.clone().rev() {
+            self.view.tag_word(unit).store(Tag::claimed(self.id).0, Ordering::Release);
+        }
+        self.view.descriptor(head).run_units.store(tail.start - head, Ordering::Release);
+        for unit in tail {
+            units::release_unit(&self.view, unit);
+        }
+    }
+
+    /// Claims the units after a run and makes them part of it.
+    fn grow_run(&self, head: u32, more: std::ops::Range<u32>) -> bool {
+        if more.end > self.view.units() {
+            return false;
+        }
+        let mut end = more.start;
+        while end < more.end && units::claim_this(&self.view, self.id, end) {
+            end += 1;
+        }
+        let resident = end == more.end && self.view.make_run_resident(more.clone()).is_ok();
+        if !resident {
+            for unit in (more.start..end).rev() {
+                units::release_unit(&self.view, unit);
+            }
+            return false;
+        }
+        // The length first: of the units after it, those that are still claimed when we die are
+        // freed, those that are bodies belong to the run.
+        self.view.descriptor(head).run_units.store(more.end - head, Ordering::Release);
+        for unit in more {
+            self.view.tag_word(unit).store(Tag::RUN_BODY.0, Ordering::Release);
+        }
+        true
+    }
+}
+
+pub(super) fn freed_twice(offset: u64) -> AllocError {
+    AllocError::NotAllocated { offset, why: "it was freed before" }
+}

@@ -1,0 +1,291 @@
+//! Which heap a thread uses: thread-local storage, explicit contexts, the end of threads, and fork.
+//!
+//! A forked child has copies of its parent's heaps, whose slots are the parent's: it must never use
+//! them. A fork raises the generation in the child, where every older heap is stale, and each thread
+//! of it claims a slot anew.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+
+use super::heap::Heap;
+use super::recover::{self, Leave};
+use super::view::View;
+use super::{Inner, slots};
+use crate::context::MemContext;
+use crate::error::AllocError;
+use crate::options::OnExit;
+
+thread_local! {
+    /// The heap that this thread used last. No destructor, so that reading it is one access.
+    static CURRENT: Current = const {
+        Current { key: Cell::new(0), heap: Cell::new(ptr::null()) }
+    };
+    /// All heaps of this thread; it keeps what `CURRENT` points to alive.
+    static HEAPS: RefCell<ThreadHeaps> = const { RefCell::new(ThreadHeaps(Vec::new())) };
+    /// Held from before a fork until after it, on both sides.
+    static FORK_GUARD: RefCell<Option<MutexGuard<'static, Registry>>> =
+        const { RefCell::new(None) };
+}
+
+struct Current {
+    /// The allocator that `heap` belongs to; 0 for none.
+    key: Cell<u64>,
+    heap: Cell<*const Heap>,
+}
+
+static REGISTRY: Mutex<Registry> =
+    Mutex::new(Registry { heaps: Vec::new(), named: BTreeMap::new() });
+/// Forks between the first process that loaded this library and this one.
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+/// All heaps of the process.
+struct Registry {
+    heaps: Vec<Arc<Heap>>,
+    /// Those that contexts name, by allocator and slot.
+    named: BTreeMap<(u64, u32), Arc<NamedHeap>>,
+}
+
+/// A heap for whoever has the context: one thread after the other.
+struct NamedHeap {
+    heap: Arc<Heap>,
+    busy: AtomicBool,
+}
+
+struct ThreadHeaps(Vec<Arc<Heap>>);
+
+impl Drop for ThreadHeaps {
+    fn drop(&mut self) {
+        let _ = CURRENT.try_with(|current| current.key.set(0));
+        for heap in self.0.drain(..) {
+            retire(&heap);
+        }
+    }
+}
+
+/// The calling thread's heap of the allocator `key`, if it is the one it used last.
+#[inline(always)]
+pub(super) fn current(key: u64) -> Option<*const Heap> {
+    CURRENT.with(|current| (current.key.get() == key).then(|| current.heap.get()))
+}
+
+/// Runs `f` with the calling thread's heap, which is claimed if there is none yet.
+pub(super) fn with_heap<R>(
+    inner: &Inner,
+    f: impl FnOnce(&Heap) -> Result<R, AllocError>,
+) -> Result<R, AllocError> {
+    let heap = match current(inner.key) {
+        Some(heap) => heap,
+        None => match HEAPS.try_with(|heaps| find_or_claim(inner, heaps)) {
+            Ok(heap) => heap?,
+            Err(_) => return with_passing_heap(inner, f),
+        },
+    };
+    // SAFETY: [owned] `HEAPS` of this thread keeps the heap alive, nothing that `f` calls removes
+    // it, and no other thread uses it.
+    f(unsafe { &*heap })
+}
+
+/// The same where the thread is ending and its thread-local storage gone.
+#[cold]
+fn with_passing_heap<R>(
+    inner: &Inner,
+    f: impl FnOnce(&Heap) -> Result<R, AllocError>,
+) -> Result<R, AllocError> {
+    let heap = claim(inner)?;
+    let result = f(&heap);
+    retire(&heap);
+    result
+}
+
+#[cold]
+fn find_or_claim(inner: &Inner, heaps: &RefCell<ThreadHeaps>) -> Result<*const Heap, AllocError> {
+    let generation = generation();
+    let mut heaps = heaps.borrow_mut();
+    heaps.0.retain(|heap| !heap.is_stale(generation));
+    let found = heaps.0.iter().find(|heap| heap.key == inner.key);
+    let heap = match found {
+        Some(heap) => Arc::as_ptr(heap),
+        None => {
+            let heap = claim(inner)?;
+            let address = Arc::as_ptr(&heap);
+            heaps.0.push(heap);
+            address
+        }
+    };
+    let _ = CURRENT.try_with(|current| {
+        current.key.set(inner.key);
+        current.heap.set(heap);
+    });
+    Ok(heap)
+}
+
+/// Claims a slot and makes a heap of it.
+fn claim(inner: &Inner) -> Result<Arc<Heap>, AllocError> {
+    watch_forks();
+    let process = inner.process()?;
+    let id = slots::claim(&inner.view, process)?;
+    // SAFETY: [ffi] no argument, and the call always succeeds.
+    let thread = unsafe { libc::gettid() };
+    let slot = inner.view.slot(id);
+    slot.thread.store(thread.cast_unsigned(), crate::sync::Ordering::Relaxed);
+    let heap = Arc::new(Heap::new(inner.key, Arc::clone(&inner.view), id, generation()));
+    if inner.view.on_exit() == OnExit::Reclaim {
+        heap.find_pages();
+    }
+    registry().heaps.push(Arc::clone(&heap));
+    Ok(heap)
+}
+
+/// Gives a heap's slot back, once.
+fn retire(heap: &Arc<Heap>) {
+    let mut registry = registry();
+    registry.heaps.retain(|other| !Arc::ptr_eq(other, heap));
+    drop(registry);
+    give_back(heap);
+}
+
+fn give_back(heap: &Heap) {
+    // A stale heap's slot belongs to the process that this one was forked from.
+    if heap.generation != generation() || heap.released.swap(1, Ordering::AcqRel) != 0 {
+        return;
+    }
+    let view: &View = &heap.view;
+    match view.on_exit() {
+        OnExit::Keep => {
+            recover::vacate(view, heap.id, Leave::Orderly);
+            recover::free_slot(view, heap.id);
+        }
+        // The blocks are the process's as long as it lives.
+        OnExit::Reclaim => slots::transition_park(view.slot_word(heap.id)),
+    }
+}
+
+/// Gives back the calling thread's heap of this allocator, if it has one.
+pub(super) fn detach_thread(key: u64) {
+    let _ = CURRENT.try_with(|current| current.key.set(0));
+    let mut mine = Vec::new();
+    let _ = HEAPS.try_with(|heaps| {
+        heaps.borrow_mut().0.retain(|heap| {
+            let keep = heap.key != key;
+            if !keep {
+                mine.push(Arc::clone(heap));
+            }
+            keep
+        });
+    });
+    for heap in mine {
+        retire(&heap);
+    }
+}
+
+/// Gives back all heaps of an allocator that nobody in this process has any more.
+pub(super) fn detach_all(key: u64) {
+    let mut registry = registry();
+    let mut mine = Vec::new();
+    registry.heaps.retain(|heap| {
+        let keep = heap.key != key;
+        if !keep {
+            mine.push(Arc::clone(heap));
+        }
+        keep
+    });
+    registry.named.retain(|&(owner, _), _| owner != key);
+    drop(registry);
+    for heap in mine {
+        give_back(&heap);
+    }
+}
+
+/// Claims a slot for whoever has the context returned.
+pub(super) fn create_named(inner: &Inner) -> Result<MemContext, AllocError> {
+    let heap = claim(inner)?;
+    let id = heap.id;
+    let named = Arc::new(NamedHeap { heap, busy: AtomicBool::new(false) });
+    registry().named.insert((inner.key, id), named);
+    Ok(MemContext::with_slot(id))
+}
+
+/// Gives such a slot back.
+pub(super) fn free_named(inner: &Inner, context: MemContext) -> Result<(), AllocError> {
+    let named = registry().named.remove(&(inner.key, context.slot()));
+    let named = named.ok_or(AllocError::BadContext { slot: context.slot() })?;
+    let _turn = Turn::wait(&named);
+    retire(&named.heap);
+    Ok(())
+}
+
+/// Runs `f` with the heap that the context names.
+pub(super) fn with_named<R>(
+    inner: &Inner,
+    context: MemContext,
+    f: impl FnOnce(&Heap) -> Result<R, AllocError>,
+) -> Result<R, AllocError> {
+    let slot = context.slot();
+    let named = registry().named.get(&(inner.key, slot)).map(Arc::clone);
+    let named = named.ok_or(AllocError::BadContext { slot })?;
+    let _turn = Turn::wait(&named);
+    if named.heap.is_stale(generation()) {
+        return Err(AllocError::BadContext { slot });
+    }
+    f(&named.heap)
+}
+
+/// One thread's turn with a named heap.
+struct Turn<'h>(&'h NamedHeap);
+
+impl<'h> Turn<'h> {
+    fn wait(named: &'h NamedHeap) -> Self {
+        // ORDER: Acquire pairs with the Release at the end of the turn before.
+        while named.busy.swap(true, Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        Self(named)
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.busy.store(false, Ordering::Release);
+    }
+}
+
+/// Counts forks.
+pub(super) fn generation() -> u64 {
+    GENERATION.load(Ordering::Relaxed)
+}
+
+fn registry() -> MutexGuard<'static, Registry> {
+    REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn watch_forks() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: [ffi] the three handlers are functions that live for ever. A failure (no memory
+        // at start) leaves forked children unwatched, as before the call.
+        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
+    });
+}
+
+extern "C" fn before_fork() {
+    let guard = registry();
+    let _ = FORK_GUARD.try_with(|held| *held.borrow_mut() = Some(guard));
+}
+
+extern "C" fn after_fork() {
+    let _ = FORK_GUARD.try_with(|held| held.borrow_mut().take());
+}
+
+extern "C" fn in_child() {
+    GENERATION.fetch_add(1, Ordering::Relaxed);
+    let _ = CURRENT.try_with(|current| current.key.set(0));
+    let _ = FORK_GUARD.try_with(|held| {
+        if let Some(mut registry) = held.borrow_mut().take() {
+            registry.heaps.clear();
+            registry.named.clear();
+        }
+    });
+}
