@@ -13,6 +13,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
+use super::fault::Watch;
 use super::{BASE_ALIGN, BackendError};
 
 /// The kernel's page size as this library counts it. Kernels with larger pages (16 or 64 KiB on
@@ -25,6 +26,8 @@ const MAX_CAPACITY_BYTES: u64 = 1 << 46;
 /// A file and the address range that it is mapped over.
 #[derive(Debug)]
 pub(super) struct SharedMapping {
+    /// Before the reservation, so that it ends before the address range does.
+    watch: Watch,
     /// Owns the address range. The file is mapped into it; unmapping the range unmaps the file.
     _reservation: MmapRaw,
     base: NonNull<u8>,
@@ -84,7 +87,8 @@ impl SharedMapping {
             )
         };
         let base = mapped.map_err(|errno| BackendError::system("cannot map the segment", errno))?;
-        Ok(Self { _reservation: reservation, base: base.cast(), capacity, file })
+        let watch = Watch::new(base.addr().get(), len.get());
+        Ok(Self { watch, _reservation: reservation, base: base.cast(), capacity, file })
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {
@@ -97,6 +101,10 @@ impl SharedMapping {
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.watch.is_damaged()
     }
 
     /// The file's length, at most the capacity.

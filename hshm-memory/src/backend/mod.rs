@@ -3,6 +3,7 @@
 //! A backend is address space for a whole *capacity*, mapped once at a 2 MiB boundary, of which the
 //! first *committed* bytes have a file behind them. Growing extends the file; nobody maps anew.
 
+mod fault;
 mod mapping;
 mod memfd;
 mod name;
@@ -18,6 +19,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::fault::survive_truncation;
 pub(crate) use self::mapping::read_start;
 pub use self::memfd::MemfdMmap;
 pub use self::name::{MAX_NAME_BYTES, validate_name};
@@ -65,6 +67,9 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`BackendError::System`] if the kernel refuses.
     fn punch(&self, range: Range<u64>) -> Result<(), BackendError>;
+
+    /// Whether memory behind it was found missing. Only noticed after [`survive_truncation`].
+    fn is_damaged(&self) -> bool;
 
     /// Makes `committed_bytes` at least `bytes`, which is at most `capacity_bytes`.
     ///

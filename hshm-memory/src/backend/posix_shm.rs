@@ -116,6 +116,10 @@ unsafe impl Backend for PosixShmMmap {
         self.mapping.punch(range)
     }
 
+    fn is_damaged(&self) -> bool {
+        self.mapping.is_damaged()
+    }
+
     fn grow(&self, bytes: u64) -> Result<(), BackendError> {
         self.mapping.grow(bytes)
     }
