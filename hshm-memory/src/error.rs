@@ -19,6 +19,9 @@ pub enum SegmentError {
         /// What can be.
         expected: String,
     },
+    /// A segment was to be created where one stands already.
+    #[error("the memory holds a segment already: attach to it, or destroy it first")]
+    Exists,
     /// The segment is shorter than its own header.
     #[error(
         "the segment is truncated: {found_bytes} bytes where at least {needed_bytes} are needed; it was cut short, or its creator died before it was done; destroy it and create it anew"

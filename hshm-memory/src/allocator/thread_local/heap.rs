@@ -61,6 +61,10 @@ pub(crate) struct Heap {
     pub(super) kept_medium: [Cell<u32>; KEPT_MEDIUM_PAGES],
     /// The medium classes whose bins are filled, the latest first; 0 for none.
     pub(super) medium_bins: [Cell<u32>; MEDIUM_BINS],
+    /// The header's `pressure` when we last gave back what we keep.
+    pub(super) pressure: Cell<u64>,
+    /// Refills until we look at it again.
+    pub(super) calm: Cell<u32>,
     /// Where the search for pages to adopt goes on.
     pub(super) adopt_cursor: Cell<u32>,
 }
@@ -92,6 +96,8 @@ impl Heap {
             kept: std::array::from_fn(|_| Cell::new(0)),
             kept_medium: std::array::from_fn(|_| Cell::new(0)),
             medium_bins: std::array::from_fn(|_| Cell::new(0)),
+            pressure: Cell::new(0),
+            calm: Cell::new(0),
             adopt_cursor: Cell::new(view.geometry.first_unit),
             view,
         };

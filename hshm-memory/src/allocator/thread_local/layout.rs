@@ -59,6 +59,9 @@ pub(crate) struct Header {
     pub(crate) checksum: AtomicU64,
     /// What workers did that have released their slots since.
     pub(crate) retired: Counters,
+    /// Raised by each worker that finds no free units, so that the others give back what they
+    /// keep for themselves.
+    pub(crate) pressure: AtomicU64,
 }
 
 /// Tables that the header locates.
@@ -152,7 +155,7 @@ pub(crate) const DESCRIPTOR_BYTES: u64 = 128;
 
 #[cfg(not(hshm_loom))]
 const _: () = {
-    assert!(size_of::<Header>() == 160);
+    assert!(size_of::<Header>() == 168);
     assert!(offset_of!(Header, layout_version) == 8);
     assert!(offset_of!(Header, capacity) == 24);
     assert!(offset_of!(Header, committed) == 32);
@@ -162,6 +165,7 @@ const _: () = {
     assert!(offset_of!(Header, first_unit) == 112);
     assert!(offset_of!(Header, checksum) == 120);
     assert!(offset_of!(Header, retired) == 128);
+    assert!(offset_of!(Header, pressure) == 160);
 
     assert!(size_of::<Slot>() as u64 == SLOT_BYTES);
     assert!(offset_of!(Slot, journal) == 64);

@@ -112,6 +112,7 @@ impl ThreadLocalAllocator {
     /// with remains for blocks.
     ///
     /// # Errors
+    /// [`SegmentError::Exists`] if an allocator stands there already,
     /// [`SegmentError::BadOption`] for options out of range, [`SegmentError::Truncated`] if the
     /// capacity is too small for the tables and one unit, [`SegmentError::Backend`] if there is no
     /// memory for them.
@@ -129,6 +130,9 @@ impl ThreadLocalAllocator {
         backend.populate(geometry.free_summary..fixed_tables)?;
         let identity = Identity { id, on_exit: options.on_exit };
         let view = View::new(backend, geometry, identity);
+        if view.header().magic.load(crate::sync::Ordering::Acquire) == MAGIC {
+            return Err(SegmentError::Exists);
+        }
         view.populate_tables(geometry.first_unit, view.units())?;
         units::rebuild_hints(&view);
         let header = view.header();

@@ -18,6 +18,12 @@ const ADOPTION_LOOKS: usize = 64;
 /// Full pages that are looked at for blocks freed by others, before units are claimed.
 const FULL_LOOKS: usize = 8;
 
+/// How often a worker that finds no memory looks again after asking the others.
+const PRESSURE_LOOKS: usize = 4;
+/// Refills between two times that a worker gives back what it keeps: in a segment that stays full
+/// it would do nothing else.
+const CALM_REFILLS: u32 = 64;
+
 /// A request that was found possible.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Request {
@@ -184,8 +190,21 @@ impl Heap {
         }
     }
 
+    /// Gives back what we only keep, if somebody found no memory since we last did.
+    fn yield_to_pressure(&self) {
+        let pressure = self.view.header().pressure.load(Ordering::Relaxed);
+        let calm = self.calm.get();
+        if calm > 0 {
+            self.calm.set(calm - 1);
+        } else if self.pressure.replace(pressure) != pressure {
+            self.calm.set(CALM_REFILLS);
+            self.collect();
+        }
+    }
+
     /// Makes the empty bin of `class` non-empty.
     pub(super) fn fill_bin(&self, class: usize) -> Result<(), AllocError> {
+        self.yield_to_pressure();
         let tag = Tag::page(self.id, class);
         if let (Some(partial), Some(full)) = (self.partial.get(class), self.full.get(class)) {
             while let Some(unit) = partial.first(&self.view, tag) {
@@ -285,6 +304,14 @@ impl Heap {
         let claimed = claimed.or_else(|| {
             self.collect();
             try_once()
+        });
+        let claimed = claimed.or_else(|| {
+            self.view.header().pressure.fetch_add(1, Ordering::Relaxed);
+            // Give the others a moment to let go of what they only keep.
+            (0..PRESSURE_LOOKS).find_map(|_| {
+                std::thread::yield_now();
+                try_once()
+            })
         });
         claimed.ok_or_else(|| self.out_of_memory(bytes))
     }

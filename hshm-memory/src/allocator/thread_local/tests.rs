@@ -338,9 +338,20 @@ fn cells_receive_and_give_up_blocks() {
 }
 
 #[test]
+fn a_segment_is_not_created_over_another() {
+    let heap = heap(8 << 20, InitOptions::default());
+    let again = ThreadLocalAllocator::shm_init(
+        Arc::clone(heap.backend()),
+        AllocatorId::new(0, 0),
+        &InitOptions::default(),
+    );
+    assert!(matches!(again, Err(SegmentError::Exists)));
+}
+
+#[test]
 fn others_empty_cells_too() {
     let options = InitOptions { custom_header_bytes: 4096, ..InitOptions::default() };
-    let heap = heap(96 << 20, options);
+    let heap = heap(64 << 20, options);
     let cell = |place: u64| OffsetPointer::new(heap.custom_header().0.offset_bytes() + place * 8);
     std::thread::scope(|scope| {
         for seed in 1..=4 {
