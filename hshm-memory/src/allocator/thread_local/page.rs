@@ -19,6 +19,9 @@ use crate::sync::{AtomicU64, Ordering};
 /// An `event` that no list reaches.
 pub(super) const NO_EVENT: u32 = u32::MAX;
 
+/// Blocks below which a list is short.
+const SHORT_LIST: u32 = 16;
+
 /// A page whose tag was read.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Page<'v> {
@@ -135,6 +138,13 @@ impl<'v> Page<'v> {
             return Ok(Some(Loaded { blocks: free.count(), freed_locally: 0 }));
         }
         let local = self.local();
+        // A short list would soon bring us back here: cut more first, if there is something to cut
+        // and memory for it.
+        if (1..SHORT_LIST).contains(&local.count())
+            && let Ok(Some(carved)) = self.carve(bin, carve_bytes)
+        {
+            return Ok(Some(carved));
+        }
         if !local.is_empty() {
             bin.store(local.0, Ordering::Relaxed);
             crate::crash_point!("page.loaded_local");

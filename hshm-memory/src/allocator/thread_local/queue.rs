@@ -41,19 +41,6 @@ impl Queue {
         Some(unit)
     }
 
-    pub(super) fn push_front(&self, view: &View, unit: u32) {
-        let old = self.first.replace(unit);
-        let descriptor = view.descriptor(unit);
-        descriptor.queued.store(self.name, Ordering::Relaxed);
-        descriptor.previous.store(0, Ordering::Relaxed);
-        descriptor.next.store(old, Ordering::Relaxed);
-        if old == 0 {
-            self.last.set(unit);
-        } else {
-            view.descriptor(old).previous.store(unit, Ordering::Relaxed);
-        }
-    }
-
     pub(super) fn push_back(&self, view: &View, unit: u32) {
         let old = self.last.replace(unit);
         let descriptor = view.descriptor(unit);

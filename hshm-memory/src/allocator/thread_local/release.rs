@@ -180,7 +180,7 @@ impl Heap {
             page.descriptor().event.store(event, Ordering::Relaxed);
         }
         if let Some(queue) = self.partial.get(page.class()) {
-            queue.push_front(&self.view, page.unit);
+            queue.push_back(&self.view, page.unit);
         }
     }
 
