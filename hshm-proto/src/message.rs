@@ -1,0 +1,375 @@
+//! Requests and replies.
+//!
+//! Within one protocol version the order of an enum's variants and of a struct's fields is part of
+//! the encoding. Whoever changes either raises [`VersionRange::SUPPORTED`](crate::VersionRange).
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use hshm_memory::report::WorkerReport;
+use hshm_memory::{
+    AllocatorId, BackendKind, CheckReport, HeapReport, OnExit, ProcessId, UnknownName,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::ErrorReply;
+
+/// A request packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Chosen by the client and repeated in the reply.
+    pub id: u64,
+    /// What is asked for.
+    pub body: RequestBody,
+}
+
+/// A reply packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// That of the request it answers; 0 if the request was too short to have one.
+    pub id: u64,
+    /// What was asked for, or why not.
+    pub body: Result<ReplyBody, ErrorReply>,
+}
+
+/// What a client can ask for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum RequestBody {
+    /// Whether anybody is there. Answered by [`ReplyBody::Done`].
+    Ping,
+    /// The daemon itself. Answered by [`ReplyBody::Status`].
+    Status,
+    /// Make a segment with an allocator in it. Answered by [`ReplyBody::Created`].
+    Create(CreateSegment),
+    /// Hand over a segment. Answered by [`ReplyBody::Attached`], with one file descriptor.
+    Attach {
+        /// The segment.
+        name: String,
+    },
+    /// This session does not use the segment any more. Answered by [`ReplyBody::Done`].
+    Detach {
+        /// The segment.
+        name: String,
+    },
+    /// Unlink a segment. Processes that have it mapped keep its memory until they let go of it.
+    /// Answered by [`ReplyBody::Done`].
+    Destroy {
+        /// The segment.
+        name: String,
+        /// Even if living processes hold worker slots of it.
+        force: bool,
+    },
+    /// Make a segment's committed length at least `size_bytes`. Answered by [`ReplyBody::Grown`].
+    Grow {
+        /// The segment.
+        name: String,
+        /// The length to reach, in bytes; rounded up to whole units.
+        size_bytes: u64,
+    },
+    /// Segments that the caller may see, by ascending name. Answered by [`ReplyBody::Segments`].
+    List {
+        /// Begin after this name: the last one of the page before.
+        after: Option<String>,
+    },
+    /// A segment's geometry and heap. Answered by [`ReplyBody::Inspected`].
+    Inspect {
+        /// The segment.
+        name: String,
+        /// Begin the list of workers after this slot: the last one of the page before, or 0.
+        after_slot: u32,
+    },
+    /// Walk the whole heap and assert its invariants. Answered by [`ReplyBody::Checked`].
+    Check {
+        /// The segment.
+        name: String,
+    },
+    /// The processes that the daemon knows. Answered by [`ReplyBody::Sessions`].
+    Sessions {
+        /// Begin after this session: the last one of the page before.
+        after: Option<u64>,
+    },
+}
+
+impl RequestBody {
+    /// The request's name, for logs and messages.
+    #[must_use]
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Status => "status",
+            Self::Create(_) => "create",
+            Self::Attach { .. } => "attach",
+            Self::Detach { .. } => "detach",
+            Self::Destroy { .. } => "destroy",
+            Self::Grow { .. } => "grow",
+            Self::List { .. } => "list",
+            Self::Inspect { .. } => "inspect",
+            Self::Check { .. } => "check",
+            Self::Sessions { .. } => "sessions",
+        }
+    }
+}
+
+/// The segment that is to be made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateSegment {
+    /// Its name, unique within the daemon.
+    pub name: String,
+    /// How long it is at first, in bytes.
+    pub size_bytes: u64,
+    /// How far it can grow, in bytes; the daemon chooses if none is given.
+    pub capacity_bytes: Option<u64>,
+    /// What it is made of.
+    pub backend: BackendKind,
+    /// Which allocator is laid over it.
+    pub allocator: AllocatorKind,
+    /// Bytes that the application keeps at a fixed place in it.
+    pub custom_header_bytes: u64,
+    /// What becomes of the blocks of a process that died.
+    pub on_exit: OnExit,
+    /// How many threads can use it at once; the library's default if none is given.
+    pub worker_slots: Option<u32>,
+    /// Permission bits as of a file: who may read and write may attach.
+    pub mode: u32,
+}
+
+impl CreateSegment {
+    /// The mode of a segment that only its owner may use.
+    pub const DEFAULT_MODE: u32 = 0o600;
+
+    /// A segment with the defaults: POSIX shared memory, thread-local allocator, blocks of the dead
+    /// kept, for its owner alone.
+    #[must_use]
+    pub fn new(name: impl Into<String>, size_bytes: u64) -> Self {
+        Self {
+            name: name.into(),
+            size_bytes,
+            capacity_bytes: None,
+            backend: BackendKind::default(),
+            allocator: AllocatorKind::default(),
+            custom_header_bytes: 0,
+            on_exit: OnExit::default(),
+            worker_slots: None,
+            mode: Self::DEFAULT_MODE,
+        }
+    }
+}
+
+/// A kind of allocator, by the name that users write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum AllocatorKind {
+    /// A heap for each thread of each process, with lock-free frees between them.
+    #[default]
+    ThreadLocal,
+}
+
+impl fmt::Display for AllocatorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ThreadLocal => "thread-local",
+        })
+    }
+}
+
+impl FromStr for AllocatorKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "thread-local" => Ok(Self::ThreadLocal),
+            other => Err(UnknownName {
+                what: "allocator",
+                found: other.to_owned(),
+                expected: "thread-local",
+            }),
+        }
+    }
+}
+
+/// What the daemon answers when it did what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ReplyBody {
+    /// It is done, and there is nothing to tell.
+    Done,
+    /// The daemon.
+    Status(StatusInfo),
+    /// The new segment.
+    Created(SegmentInfo),
+    /// What comes with the file descriptor.
+    Attached(SegmentDescriptor),
+    /// The segment grew, or was that long already.
+    Grown {
+        /// Its committed length now, in bytes.
+        committed_bytes: u64,
+    },
+    /// A page of segments.
+    Segments {
+        /// At most [`SEGMENTS_PER_PAGE`](crate::limits::SEGMENTS_PER_PAGE).
+        segments: Vec<SegmentInfo>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+    /// A segment's heap.
+    Inspected(Box<HeapPage>),
+    /// The whole-heap check.
+    Checked(CheckReport),
+    /// A page of sessions.
+    Sessions {
+        /// At most [`SESSIONS_PER_PAGE`](crate::limits::SESSIONS_PER_PAGE).
+        sessions: Vec<SessionInfo>,
+        /// Whether there are more after the last one.
+        more: bool,
+    },
+}
+
+/// A segment's heap, with one page of its workers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeapPage {
+    /// The segment.
+    pub segment: SegmentInfo,
+    /// The heap; `workers` in it is empty.
+    pub heap: HeapReport,
+    /// Workers by ascending slot, at most [`WORKERS_PER_PAGE`](crate::limits::WORKERS_PER_PAGE).
+    pub workers: Vec<WorkerReport>,
+    /// Whether there are more after the last one.
+    pub more_workers: bool,
+}
+
+/// All that a process needs beside the file descriptor to attach a segment. The segment's own
+/// header says the same; a client compares.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentDescriptor {
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub backend: BackendKind,
+    /// Which allocator stands in it.
+    pub allocator: AllocatorKind,
+    /// The allocator's identity.
+    pub id: AllocatorId,
+    /// The layout that it is written in.
+    pub layout_version: u32,
+    /// How far it can grow, in bytes.
+    pub capacity_bytes: u64,
+    /// How long it is now, in bytes.
+    pub committed_bytes: u64,
+    /// What becomes of the blocks of a process that died.
+    pub on_exit: OnExit,
+    /// The client's process as the daemon sees it: worker slots must be claimed under this identity
+    /// ([`ThreadLocalAllocator::set_identity`](hshm_memory::ThreadLocalAllocator::set_identity)), or
+    /// the daemon could not tell whose they are.
+    pub identity: ProcessId,
+}
+
+/// A segment as lists show it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is made of.
+    pub backend: BackendKind,
+    /// Which allocator stands in it.
+    pub allocator: AllocatorKind,
+    /// The allocator's identity.
+    pub id: AllocatorId,
+    /// Why it cannot be used, if so; it can still be destroyed.
+    pub problem: Option<String>,
+    /// How far it can grow, in bytes.
+    pub capacity_bytes: u64,
+    /// How long it is now, in bytes.
+    pub committed_bytes: u64,
+    /// What becomes of the blocks of a process that died.
+    pub on_exit: OnExit,
+    /// User who owns it.
+    pub uid: u32,
+    /// Group that the group's permission bits are for.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+    /// When it was created, in milliseconds since 1970-01-01 UTC.
+    pub created_unix_ms: u64,
+    /// Its name in `/dev/shm`, if it has one.
+    pub object: Option<String>,
+    /// Living processes that hold worker slots of it.
+    pub holders: u32,
+    /// Sessions that attached it and did not detach.
+    pub sessions: u32,
+}
+
+/// A process that the daemon knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionInfo {
+    /// Its number, unique for the daemon's lifetime.
+    pub session: u64,
+    /// The process.
+    pub process: ProcessId,
+    /// Its user; unknown for a process that never connected.
+    pub uid: Option<u32>,
+    /// Its group; unknown for a process that never connected.
+    pub gid: Option<u32>,
+    /// What it calls itself, or its command's name.
+    pub client_name: String,
+    /// How the daemon knows it.
+    pub state: SessionState,
+    /// Since when, in milliseconds since 1970-01-01 UTC.
+    pub since_unix_ms: u64,
+    /// Segments that it attached or holds worker slots of, the first
+    /// [`SEGMENTS_PER_SESSION_SHOWN`](crate::limits::SEGMENTS_PER_SESSION_SHOWN) by name.
+    pub segments: Vec<String>,
+    /// How many there are in all.
+    pub segments_total: u32,
+}
+
+/// How the daemon knows a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum SessionState {
+    /// It has a connection open.
+    Connected,
+    /// It has none, but lives and holds worker slots: it closed its connection, was forked by a
+    /// process that had one, or comes from before the daemon's start.
+    Holding,
+}
+
+/// The daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusInfo {
+    /// Its release.
+    pub server_version: String,
+    /// The oldest protocol version that it speaks.
+    pub protocol_min: u32,
+    /// The newest protocol version that it speaks.
+    pub protocol_max: u32,
+    /// The segment layout that it writes and reads.
+    pub layout_version: u32,
+    /// Its process, as it sees itself.
+    pub pid: u32,
+    /// The user it runs as.
+    pub uid: u32,
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Where it keeps its records.
+    pub state_dir: PathBuf,
+    /// How long it has run, in milliseconds.
+    pub uptime_ms: u64,
+    /// Segments, unusable ones included.
+    pub segments: u64,
+    /// Those of them that are unusable.
+    pub unusable_segments: u64,
+    /// Committed bytes of all segments.
+    pub committed_bytes: u64,
+    /// Open connections.
+    pub connections: u64,
+    /// Processes watched for their death.
+    pub watched_processes: u64,
+    /// Dead processes whose slots were recovered since the start.
+    pub recovered_processes: u64,
+    /// Worker slots recovered since the start.
+    pub recovered_slots: u64,
+}

@@ -1,0 +1,176 @@
+//! Checks of what a message says, beyond its form. Clients make them before they send, and the
+//! daemon again on what it receives.
+
+use hshm_memory::InitOptions;
+use hshm_memory::backend::validate_name;
+
+use crate::error::{ErrorCode, ErrorReply};
+use crate::limits::{MAX_CLIENT_NAME_BYTES, MAX_SEGMENT_NAME_BYTES, truncated};
+use crate::message::{CreateSegment, RequestBody};
+
+/// Whether `name` can be a segment's name: one word of letters, digits and `.`, `_`, `-`, not
+/// beginning with a dot, at most [`MAX_SEGMENT_NAME_BYTES`] long.
+///
+/// # Errors
+/// [`ErrorCode::BadName`].
+pub fn validate_segment_name(name: &str) -> Result<(), ErrorReply> {
+    let bad = |why: &str| {
+        Err(ErrorReply::new(
+            ErrorCode::BadName,
+            format_args!("segment name {:?} {why}", truncated(name, 40)),
+            format_args!(
+                "use 1 to {MAX_SEGMENT_NAME_BYTES} of the characters a-z A-Z 0-9 . _ -, not beginning with a dot"
+            ),
+        ))
+    };
+    match validate_name(name) {
+        Err(hshm_memory::BackendError::BadName { why, .. }) => bad(why),
+        Err(_) => bad("cannot be used"),
+        Ok(()) if name.len() > MAX_SEGMENT_NAME_BYTES => bad("is too long"),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Whether `name` can be a client's name for itself: at most [`MAX_CLIENT_NAME_BYTES`] long, without
+/// control characters, since it goes into logs and tables. It may be empty.
+///
+/// # Errors
+/// [`ErrorCode::BadName`].
+pub fn validate_client_name(name: &str) -> Result<(), ErrorReply> {
+    if name.len() <= MAX_CLIENT_NAME_BYTES && !name.chars().any(char::is_control) {
+        return Ok(());
+    }
+    Err(ErrorReply::new(
+        ErrorCode::BadName,
+        format_args!(
+            "client name {:?} is too long or holds control characters",
+            truncated(name, 40)
+        ),
+        format_args!("use at most {MAX_CLIENT_NAME_BYTES} bytes of printable text"),
+    ))
+}
+
+fn bad_argument(message: impl std::fmt::Display, advice: impl std::fmt::Display) -> ErrorReply {
+    ErrorReply::new(ErrorCode::BadArgument, message, advice)
+}
+
+impl CreateSegment {
+    /// Whether the request makes sense in itself; whether the machine can meet it, the daemon finds
+    /// out.
+    ///
+    /// # Errors
+    /// [`ErrorCode::BadName`] or [`ErrorCode::BadArgument`].
+    pub fn validate(&self) -> Result<(), ErrorReply> {
+        let name = &self.name;
+        validate_segment_name(name)?;
+        if self.size_bytes == 0 {
+            return Err(bad_argument(
+                format_args!("cannot create segment {name:?}: its size is zero"),
+                "give a size of at least 1 MiB",
+            ));
+        }
+        if let Some(capacity) = self.capacity_bytes.filter(|c| *c < self.size_bytes) {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: its size of {} bytes is beyond its capacity of {capacity}",
+                    self.size_bytes
+                ),
+                "give a capacity at least as large as the size, or none",
+            ));
+        }
+        let limit = InitOptions::MAX_CUSTOM_HEADER_BYTES;
+        if self.custom_header_bytes > limit {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: a custom header of {} bytes is too long",
+                    self.custom_header_bytes
+                ),
+                format_args!("use at most {limit} bytes"),
+            ));
+        }
+        let most = InitOptions::MAX_WORKER_SLOTS;
+        if let Some(slots) = self.worker_slots.filter(|n| !(1..=most).contains(n)) {
+            return Err(bad_argument(
+                format_args!("cannot create segment {name:?} with {slots} worker slots"),
+                format_args!("use 1 to {most}"),
+            ));
+        }
+        if self.mode & !0o777 != 0 {
+            return Err(bad_argument(
+                format_args!("cannot create segment {name:?} with mode {:o}", self.mode),
+                "use permission bits only, 0 to 777 (octal)",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl RequestBody {
+    /// Whether the request makes sense in itself.
+    ///
+    /// # Errors
+    /// [`ErrorCode::BadName`] or [`ErrorCode::BadArgument`].
+    pub fn validate(&self) -> Result<(), ErrorReply> {
+        match self {
+            Self::Create(create) => create.validate(),
+            Self::Grow { name, size_bytes: 0 } => {
+                validate_segment_name(name)?;
+                Err(bad_argument(
+                    format_args!("cannot grow segment {name:?} to a size of zero"),
+                    "give the size that the segment is to have afterwards",
+                ))
+            }
+            Self::Attach { name }
+            | Self::Detach { name }
+            | Self::Destroy { name, .. }
+            | Self::Grow { name, .. }
+            | Self::Inspect { name, .. }
+            | Self::Check { name }
+            | Self::List { after: Some(name) } => validate_segment_name(name),
+            Self::List { after: None } | Self::Sessions { .. } | Self::Status | Self::Ping => {
+                Ok(())
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_bounded_words() {
+        validate_segment_name(&"n".repeat(MAX_SEGMENT_NAME_BYTES)).unwrap();
+        for bad in ["", "a/b", ".a", "ä", &"n".repeat(MAX_SEGMENT_NAME_BYTES + 1), &"n".repeat(300)]
+        {
+            let error = validate_segment_name(bad).unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorCode::BadName));
+            assert!(error.to_string().len() < 250, "stays one line: {error}");
+        }
+        validate_client_name("").unwrap();
+        validate_client_name("tool ü").unwrap();
+        assert!(validate_client_name("a\x1b[31m").is_err());
+        assert!(validate_client_name(&"c".repeat(MAX_CLIENT_NAME_BYTES + 1)).is_err());
+    }
+
+    #[test]
+    fn a_creation_that_makes_no_sense_is_refused() {
+        let good = CreateSegment::new("s", 1 << 20);
+        good.validate().unwrap();
+        let bad = [
+            CreateSegment { size_bytes: 0, ..good.clone() },
+            CreateSegment { capacity_bytes: Some(1), ..good.clone() },
+            CreateSegment { custom_header_bytes: u64::MAX, ..good.clone() },
+            CreateSegment { worker_slots: Some(0), ..good.clone() },
+            CreateSegment { worker_slots: Some(4096), ..good.clone() },
+            CreateSegment { mode: 0o1777, ..good },
+        ];
+        for create in bad {
+            let error = RequestBody::Create(create).validate().unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorCode::BadArgument), "{error}");
+        }
+        assert!(RequestBody::Grow { name: "s".into(), size_bytes: 0 }.validate().is_err());
+        assert!(RequestBody::List { after: Some("a/b".into()) }.validate().is_err());
+        RequestBody::List { after: None }.validate().unwrap();
+    }
+}
