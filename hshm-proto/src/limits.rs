@@ -33,10 +33,6 @@ pub const SEGMENTS_PER_SESSION_SHOWN: usize = 8;
 /// Worker slots in one page of an inspection.
 pub const WORKERS_PER_PAGE: usize = 1024;
 
-/// Requests that a client may have under way at once. The daemon reads no further until it has
-/// answered some of them.
-pub const MAX_REQUESTS_IN_FLIGHT: usize = 64;
-
 /// `text`, cut at a character boundary so that it has at most `limit_bytes` bytes.
 #[must_use]
 pub fn truncated(text: &str, limit_bytes: usize) -> String {

@@ -35,7 +35,6 @@ pub struct Reply {
 
 /// What a client can ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum RequestBody {
     /// Whether anybody is there. Answered by [`ReplyBody::Done`].
     Ping,
@@ -129,7 +128,7 @@ pub struct CreateSegment {
     pub custom_header_bytes: u64,
     /// What becomes of the blocks of a process that died.
     pub on_exit: OnExit,
-    /// How many threads can use it at once; the library's default if none is given.
+    /// How many threads can use it at once; the daemon chooses by the size if none is given.
     pub worker_slots: Option<u32>,
     /// Permission bits as of a file: who may read and write may attach.
     pub mode: u32,
@@ -192,7 +191,6 @@ impl FromStr for AllocatorKind {
 
 /// What the daemon answers when it did what was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum ReplyBody {
     /// It is done, and there is nothing to tell.
     Done,

@@ -1,1 +1,39 @@
-//! skeleton
+//! The daemon: it owns shared-memory segments, hands them to processes, and recovers what dead
+//! processes left in them. It is never on the data path: kill it, and workers go on allocating.
+//!
+//! # How it fits together
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
+//! | [`daemon`] | the order of starting, running and stopping |
+//! | `listen`, `socket`, `session`, `handlers` | connections, packets, and what each request does |
+//! | `registry`, `segment`, `adopt`, `quota`, `access` | segments, their owners and limits |
+//! | `state` | the records on disk from which a restarted daemon finds its segments |
+//! | `processes`, `pidfd`, `reaper` | who is alive, and what becomes of the slots of those who are not |
+//!
+//! Everything runs on one thread, except what may take long (creating, walking and recovering
+//! heaps), which runs on threads that may block.
+#![deny(unsafe_code)]
+
+mod access;
+mod adopt;
+pub mod config;
+pub mod daemon;
+mod error;
+mod handlers;
+mod listen;
+pub mod logging;
+pub mod paths;
+mod pidfd;
+mod processes;
+mod quota;
+mod reaper;
+mod registry;
+mod segment;
+mod session;
+pub mod size;
+mod socket;
+mod state;
+
+pub use error::DaemonError;

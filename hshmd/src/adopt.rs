@@ -1,0 +1,189 @@
+//! What a starting daemon makes of the records and objects that it finds.
+//!
+//! | record | object | what is done |
+//! |---|---|---|
+//! | creating or destroying | any | the object is removed, then the record |
+//! | ready | there | validated; adopted, or kept as unusable |
+//! | ready | gone, or a memfd | the record is dropped |
+//! | none | there, with our prefix | validated; adopted if it is whole, else left alone |
+//!
+//! An object that another daemon holds a lock on is never touched.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use hshm_memory::{AllocatorId, BackendError, BackendKind, PosixShmMmap, ThreadLocalAllocator};
+use tracing::{error, info, warn};
+
+use crate::error::DaemonError;
+use crate::registry::{Registry, unlink};
+use crate::segment::{Heap, ObjectLock, Segment};
+use crate::size::format_size;
+use crate::state::{Phase, Record};
+
+impl Registry {
+    /// Finds the segments of the daemon before this one.
+    ///
+    /// # Errors
+    /// If the state directory cannot be read or written. A single segment that cannot be used is
+    /// no error.
+    pub(crate) fn adopt_all(&self) -> Result<(), DaemonError> {
+        let (records, broken) = self.state.records()?;
+        for (file, why) in broken {
+            warn!(file, why, "a record cannot be understood and is set aside");
+            let set_aside = self.state.set_aside(&file);
+            set_aside.map_err(|e| DaemonError::file("cannot rename record", &file, e))?;
+        }
+        for record in records {
+            match record.phase {
+                Phase::Ready => self.adopt(record)?,
+                Phase::Creating | Phase::Destroying => self.finish_removal(record)?,
+            }
+        }
+        match self.namespace.objects() {
+            Ok(objects) => objects.iter().try_for_each(|object| self.adopt_orphan(object)),
+            Err(error) => {
+                warn!(%error, "cannot look for segments without a record");
+                Ok(())
+            }
+        }
+    }
+
+    /// Finishes what the daemon before this one was doing when it died.
+    fn finish_removal(&self, record: Record) -> Result<(), DaemonError> {
+        if let Err(why) = remove_own_object(&record) {
+            error!(segment = record.name, why, "a half-made segment cannot be removed");
+            let heap = Heap::Unusable { reason: format!("it is half made: {why}"), bytes: 0 };
+            self.insert(Segment { record, heap, lock: None });
+            return Ok(());
+        }
+        info!(segment = record.name, phase = ?record.phase, "removed a half-made segment");
+        self.drop_record(&record)
+    }
+
+    fn adopt(&self, record: Record) -> Result<(), DaemonError> {
+        let Some(object) = record.object.clone() else {
+            warn!(
+                segment = record.name,
+                "dropped: its memory, a memfd, went with the daemon that owned it"
+            );
+            return self.drop_record(&record);
+        };
+        let file = match PosixShmMmap::open(&object) {
+            Ok(file) => file,
+            Err(BackendError::NotFound { .. }) => {
+                warn!(segment = record.name, object, "dropped: its object is gone");
+                return self.drop_record(&record);
+            }
+            Err(error) => {
+                self.insert(quarantined(record, error.to_string(), 0, None));
+                return Ok(());
+            }
+        };
+        match ObjectLock::take(&object) {
+            Ok(lock) => self.insert(validated(record, file, lock)),
+            Err(why) => self.insert(quarantined(record, why, 0, None)),
+        };
+        Ok(())
+    }
+
+    /// Adopts an object of this namespace that no record tells of: the state directory was lost, or
+    /// a record was unreadable. It goes to the daemon's own user, for nothing says whose it was.
+    fn adopt_orphan(&self, object: &str) -> Result<(), DaemonError> {
+        let Some(name) = self.namespace.segment(object) else { return Ok(()) };
+        if hshm_proto::validate_segment_name(name).is_err() || self.get(name).is_ok() {
+            return Ok(());
+        }
+        let left_alone = |why: &dyn std::fmt::Display| {
+            warn!(object, %why, "a shared-memory object without a record is left alone");
+            Ok(())
+        };
+        let lock = match ObjectLock::take(object) {
+            Ok(lock) => lock,
+            Err(why) => return left_alone(&why),
+        };
+        let file = match PosixShmMmap::open(object) {
+            Ok(file) => file,
+            Err(why) => return left_alone(&why),
+        };
+        let allocator = match ThreadLocalAllocator::open_fd(BackendKind::PosixShm, file) {
+            Ok(allocator) => allocator,
+            Err(why) => return left_alone(&why),
+        };
+        let backend = BackendKind::PosixShm;
+        let record = Record::creating(name, backend, Some(object.to_owned()), allocator.id());
+        let record = Record { phase: Phase::Ready, ..record };
+        let written = self.state.write(&record);
+        written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))?;
+        info!(segment = name, object, "adopted a segment that had no record");
+        self.insert(Segment { record, heap: Heap::Usable(allocator), lock: Some(Arc::new(lock)) });
+        Ok(())
+    }
+
+    /// Walks the heaps that no living process uses, and takes those out of use that are corrupt. In
+    /// a heap at work the walk could meet states that are whole only a moment later.
+    pub(crate) fn check_idle(&self) {
+        for segment in self.all() {
+            let Some(allocator) = segment.usable() else { continue };
+            if !segment.living_holders().is_empty() {
+                continue;
+            }
+            let report = allocator.check();
+            let Some(first) = report.violations.first() else { continue };
+            let reason = format!(
+                "its heap is corrupt: {} broken invariants, the first at {:#x}: {}",
+                report.violations_total, first.offset, first.what
+            );
+            let bytes = segment.committed_bytes();
+            let lock = segment.lock.clone();
+            self.insert(quarantined(segment.record.clone(), reason, bytes, lock));
+        }
+    }
+
+    fn drop_record(&self, record: &Record) -> Result<(), DaemonError> {
+        self.state
+            .remove(&record.name)
+            .map_err(|e| DaemonError::file("cannot remove a record in", self.state.path(), e))
+    }
+}
+
+fn quarantined(
+    record: Record,
+    reason: String,
+    bytes: u64,
+    lock: Option<Arc<ObjectLock>>,
+) -> Segment {
+    error!(segment = record.name, reason, "a segment is unusable; it can only be destroyed");
+    Segment { record, heap: Heap::Unusable { reason, bytes }, lock }
+}
+
+/// The segment in `file`, if its bytes are those of one.
+fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
+    let bytes = file.try_clone().map(File::from).and_then(|file| file.metadata());
+    let bytes = bytes.map_or(0, |metadata| metadata.len());
+    match ThreadLocalAllocator::open_fd(record.backend, file) {
+        Ok(allocator) => {
+            let (size, id) = (format_size(bytes), allocator.id());
+            let id_changed = id != AllocatorId::default() && id != record.id;
+            if id_changed {
+                warn!(segment = record.name, recorded = %record.id, found = %id, "its identity is not the recorded one");
+            }
+            info!(segment = record.name, size, "adopted");
+            Segment { record, heap: Heap::Usable(allocator), lock: Some(Arc::new(lock)) }
+        }
+        Err(error) => quarantined(record, error.to_string(), bytes, Some(Arc::new(lock))),
+    }
+}
+
+/// Takes the name of a half-made segment's object away, unless another daemon has it.
+fn remove_own_object(record: &Record) -> Result<(), String> {
+    let Some(object) = &record.object else { return Ok(()) };
+    match PosixShmMmap::open(object) {
+        Err(BackendError::NotFound { .. }) => return Ok(()),
+        Err(error) => return Err(error.to_string()),
+        Ok(_) => {}
+    }
+    let _taken = ObjectLock::take(object)?;
+    unlink(record).map_err(|error| error.to_string())
+}

@@ -1,0 +1,103 @@
+//! `hshmd`: the daemon as a command.
+#![forbid(unsafe_code)]
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use hshmd::DaemonError;
+use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
+
+const AFTER_HELP: &str = "\
+Defaults:
+  as root       socket /run/hshm/hshmd.sock, state directory /var/lib/hshm
+  as a user     socket $XDG_RUNTIME_DIR/hshm/hshmd.sock (/tmp/hshm-UID/hshmd.sock without that
+                variable), state directory $XDG_STATE_HOME/hshm (~/.local/state/hshm)
+  HSHM_SOCKET   overrides the default socket, here and for clients
+
+Configuration file (TOML; every key may be left out; options go first):
+  socket = \"/run/hshm/hshmd.sock\"
+  socket_mode = 0o660             # who may connect; 0o600 for a user's daemon
+  socket_group = \"hshm\"           # and the group that this is about
+  state_dir = \"/var/lib/hshm\"
+  remove_on_shutdown = false      # destroy all segments when the daemon stops
+  sweep_interval_ms = 1000        # how often worker slots are searched for the dead
+  [limits]
+  max_segments = 4096
+  max_segment_bytes = \"64G\"       # no limit by default but the machine's
+  max_total_bytes = \"256G\"        # no limit by default
+  max_sessions = 4096
+  [log]
+  format = \"human\"                # or json
+  level = \"info\"
+
+SIGTERM, SIGINT and SIGHUP stop it. Segments stay in /dev/shm, and the next start takes them over;
+processes that use them go on meanwhile. Segments of the backend memfd go with the daemon.
+
+Exit codes: 0 stopped by a signal, 1 it could not start or go on, 2 wrong usage.";
+
+/// The daemon that owns shared-memory segments: it creates them, hands them to processes, and
+/// recovers what dead processes left in them. Runs in the foreground.
+#[derive(Debug, Parser)]
+#[command(name = "hshmd", version, after_long_help = AFTER_HELP)]
+struct Arguments {
+    /// Where to listen
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Where to keep the records of segments, from which the next start finds them
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Read settings from this file (see below)
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the settings and exit
+    #[arg(long)]
+    check_config: bool,
+    /// Destroy all segments when the daemon stops
+    #[arg(long)]
+    ephemeral: bool,
+    /// Form of the log on standard error
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
+    /// How much to log: error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let check_config = arguments.check_config;
+    match configure(arguments) {
+        Ok(_) if check_config => ExitCode::SUCCESS,
+        Ok(config) => match hshmd::daemon::run(config, |_| ()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
+        Err(error) => fail(&error),
+    }
+}
+
+fn configure(arguments: Arguments) -> Result<Config, DaemonError> {
+    let file = match &arguments.config {
+        Some(path) => FileConfig::read(path)?,
+        None => FileConfig::default(),
+    };
+    let overrides = Overrides {
+        socket: arguments.socket,
+        state_dir: arguments.state_dir,
+        ephemeral: arguments.ephemeral,
+        log_format: arguments.log_format,
+        log_level: arguments.log_level,
+    };
+    let config = Config::resolve(overrides, file, &hshmd::paths::environment())?;
+    hshmd::logging::start(&config.log)?;
+    Ok(config)
+}
+
+/// One line, whatever the log's form: whoever started the daemon by hand reads it.
+fn fail(error: &DaemonError) -> ExitCode {
+    // A closed standard error is no reason to panic.
+    let _ = writeln!(std::io::stderr(), "hshmd: {error}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,306 @@
+//! What the daemon is told: by options, by a file, and by default, in this order of precedence.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use hshm_proto::Environment;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, Visitor};
+
+use crate::error::DaemonError;
+use crate::size::parse_size;
+
+/// Everything that the daemon can be told, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Where it listens.
+    pub socket: PathBuf,
+    /// Permission bits of the socket: who may write may connect.
+    pub socket_mode: u32,
+    /// The group that the socket is given, by name or number.
+    pub socket_group: Option<String>,
+    /// Whether the socket's directory is made if it is not there: for default sockets only.
+    pub create_socket_dir: bool,
+    /// Where it keeps the records of its segments.
+    pub state_dir: PathBuf,
+    /// Whether all segments are destroyed when the daemon stops.
+    pub remove_on_shutdown: bool,
+    /// How often worker slots are searched for holders that nobody watches.
+    pub sweep_interval: Duration,
+    /// What clients may use up.
+    pub limits: Limits,
+    /// How it logs.
+    pub log: LogConfig,
+}
+
+/// What clients may use up, over all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Segments there may be at once.
+    pub max_segments: u64,
+    /// Length of the largest segment, in bytes; what the machine has if none.
+    pub max_segment_bytes: Option<u64>,
+    /// Length of all segments together, in bytes; no limit but the machine's if none.
+    pub max_total_bytes: Option<u64>,
+    /// Connections there may be at once.
+    pub max_sessions: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_segments: 4096,
+            max_segment_bytes: None,
+            max_total_bytes: None,
+            max_sessions: 4096,
+        }
+    }
+}
+
+/// How the daemon logs, on standard error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// In what form.
+    pub format: LogFormat,
+    /// How much: a level, or filter directives such as `info,hshmd::reaper=debug`.
+    pub level: String,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self { format: LogFormat::Human, level: "info".into() }
+    }
+}
+
+/// The form of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    /// Lines for people, in colour on a terminal.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Config {
+    /// The defaults for a daemon of the calling user that listens on `socket` and keeps its records
+    /// in `state_dir`.
+    #[must_use]
+    pub fn new(socket: impl Into<PathBuf>, state_dir: impl Into<PathBuf>) -> Self {
+        let root = nix::unistd::geteuid().is_root();
+        Self {
+            socket: socket.into(),
+            socket_mode: if root { 0o660 } else { 0o600 },
+            socket_group: None,
+            create_socket_dir: false,
+            state_dir: state_dir.into(),
+            remove_on_shutdown: false,
+            sweep_interval: Duration::from_secs(1),
+            limits: Limits::default(),
+            log: LogConfig::default(),
+        }
+    }
+
+    /// Puts together what options, file and environment say.
+    ///
+    /// # Errors
+    /// [`DaemonError::Setting`] if there is no place for the state directory.
+    pub fn resolve(
+        options: Overrides,
+        file: FileConfig,
+        env: &Environment,
+    ) -> Result<Self, DaemonError> {
+        let explicit = options.socket.or(file.socket);
+        let create_socket_dir = explicit.is_none() && env.hshm_socket.is_none();
+        let socket = explicit.unwrap_or_else(|| env.daemon_socket());
+        let state_dir = options.state_dir.or(file.state_dir).or_else(|| env.state_dir());
+        let state_dir = state_dir.ok_or_else(|| DaemonError::Setting {
+            setting: "state_dir",
+            why: "neither XDG_STATE_HOME nor HOME is set: give --state-dir".into(),
+        })?;
+        let mut config =
+            Self::new(crate::paths::absolute(&socket), crate::paths::absolute(&state_dir));
+        config.create_socket_dir = create_socket_dir;
+        config.socket_mode = file.socket_mode.map_or(config.socket_mode, |mode| mode.0);
+        config.socket_group = file.socket_group;
+        config.remove_on_shutdown = options.ephemeral || file.remove_on_shutdown.unwrap_or(false);
+        if let Some(ms) = file.sweep_interval_ms {
+            config.sweep_interval = Duration::from_millis(ms.0);
+        }
+        let (limits, defaults) = (file.limits, Limits::default());
+        config.limits = Limits {
+            max_segments: limits.max_segments.unwrap_or(defaults.max_segments),
+            max_segment_bytes: limits.max_segment_bytes.map(|size| size.0),
+            max_total_bytes: limits.max_total_bytes.map(|size| size.0),
+            max_sessions: limits.max_sessions.unwrap_or(defaults.max_sessions),
+        };
+        config.log = LogConfig {
+            format: options.log_format.or(file.log.format).unwrap_or_default(),
+            level: options.log_level.or(file.log.level).unwrap_or(config.log.level),
+        };
+        Ok(config)
+    }
+}
+
+/// What the command line says.
+#[derive(Clone, Debug, Default)]
+pub struct Overrides {
+    /// `--socket`.
+    pub socket: Option<PathBuf>,
+    /// `--state-dir`.
+    pub state_dir: Option<PathBuf>,
+    /// `--ephemeral`.
+    pub ephemeral: bool,
+    /// `--log-format`.
+    pub log_format: Option<LogFormat>,
+    /// `--log-level`.
+    pub log_level: Option<String>,
+}
+
+/// What the configuration file says; every key may be left out.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileConfig {
+    socket: Option<PathBuf>,
+    socket_mode: Option<OctalMode>,
+    socket_group: Option<String>,
+    state_dir: Option<PathBuf>,
+    remove_on_shutdown: Option<bool>,
+    sweep_interval_ms: Option<Interval>,
+    #[serde(default)]
+    limits: FileLimits,
+    #[serde(default)]
+    log: FileLog,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLimits {
+    max_segments: Option<u64>,
+    max_segment_bytes: Option<Size>,
+    max_total_bytes: Option<Size>,
+    max_sessions: Option<usize>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileLog {
+    format: Option<LogFormat>,
+    level: Option<String>,
+}
+
+impl FileConfig {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`DaemonError::Config`] if it cannot be read, or says something that is not understood.
+    pub fn read(path: &Path) -> Result<Self, DaemonError> {
+        let text = fs::read_to_string(path).map_err(|error| DaemonError::Config {
+            path: path.to_path_buf(),
+            why: error.to_string(),
+        })?;
+        let file: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map(|span| {
+                let before = text.get(..span.start).unwrap_or_default();
+                format!("line {}: ", before.matches('\n').count() + 1)
+            });
+            DaemonError::Config {
+                path: path.to_path_buf(),
+                why: format!("{}{}", line.unwrap_or_default(), error.message()),
+            }
+        })?;
+        if let Some(level) = &file.log.level {
+            crate::logging::parse_level(level)?;
+        }
+        Ok(file)
+    }
+}
+
+/// Permission bits, as the TOML integer `0o660` or the text `"0660"`.
+#[derive(Clone, Copy, Debug)]
+struct OctalMode(u32);
+
+impl FromStr for OctalMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.strip_prefix("0o").unwrap_or(text);
+        u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777).map(Self).ok_or_else(
+            || format!("{text:?} is no mode: write three octal digits, such as \"0660\""),
+        )
+    }
+}
+
+/// A length in bytes, as an integer or a text such as `"16G"`.
+#[derive(Clone, Copy, Debug)]
+struct Size(u64);
+
+/// Milliseconds, from 10 to an hour.
+#[derive(Clone, Copy, Debug)]
+struct Interval(u64);
+
+/// Reads a value that may be an integer or a text.
+struct NumberOrText<T> {
+    expecting: &'static str,
+    number: fn(u64) -> Result<T, String>,
+    text: fn(&str) -> Result<T, String>,
+}
+
+impl<T> Visitor<'_> for NumberOrText<T> {
+    type Value = T;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.expecting)
+    }
+
+    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<T, E> {
+        let value = u64::try_from(value).map_err(|_| E::custom("a negative number"))?;
+        (self.number)(value).map_err(E::custom)
+    }
+
+    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<T, E> {
+        (self.number)(value).map_err(E::custom)
+    }
+
+    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<T, E> {
+        (self.text)(value).map_err(E::custom)
+    }
+}
+
+impl<'de> Deserialize<'de> for OctalMode {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText {
+            expecting: "permission bits, such as 0o660",
+            number: |n| format!("{n:o}").parse(),
+            text: str::parse,
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(NumberOrText {
+            expecting: "a size, such as \"16G\"",
+            number: |n| Ok(Self(n)),
+            text: |text| parse_size(text).map(Self),
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Interval {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let ms = u64::deserialize(deserializer)?;
+        if (10..=3_600_000).contains(&ms) {
+            return Ok(Self(ms));
+        }
+        Err(D::Error::custom(format!("{ms} ms is out of range: write 10 to 3600000")))
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

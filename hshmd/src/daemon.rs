@@ -1,0 +1,203 @@
+//! Starting, running and stopping.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use sd_notify::NotifyState;
+use tokio::runtime::Builder;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::config::Config;
+use crate::error::DaemonError;
+use crate::listen::Listener;
+use crate::paths::Namespace;
+use crate::processes::Processes;
+use crate::reaper::{Reaper, Watcher};
+use crate::registry::Registry;
+use crate::session::serve;
+use crate::size::format_size;
+use crate::state::StateDir;
+
+/// The daemon's release.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// Threads that may block, and how many of them serve clients' requests; the rest is the reaper's.
+const BLOCKING_THREADS: usize = 16;
+const CLIENT_BLOCKING_THREADS: usize = 12;
+
+/// How long sessions may take to finish what they are doing when the daemon stops.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What all sessions share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) config: Config,
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) processes: Arc<Processes>,
+    pub(crate) watcher: Watcher,
+    pub(crate) blocking_permits: Arc<Semaphore>,
+    pub(crate) started: Instant,
+    /// Becomes true when the daemon stops.
+    pub(crate) stop: watch::Sender<bool>,
+}
+
+/// Runs the daemon until it is told to stop by SIGTERM, SIGINT or SIGHUP.
+///
+/// `on_ready` is called once, when clients can connect. The log goes wherever the process's tracing
+/// subscriber takes it (see [`crate::logging::start`]).
+///
+/// # Errors
+/// Why it could not start. Segments that cannot be used are no reason: they are listed as such.
+pub fn run(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonError> {
+    raise_descriptor_limit();
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(|error| DaemonError::system("cannot start the runtime", error))?;
+    let result = runtime.block_on(run_async(config, on_ready));
+    // Nothing that still runs there may be waited for: a walk of a large heap takes long.
+    runtime.shutdown_background();
+    result
+}
+
+async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    let state = StateDir::open(&config.state_dir)?;
+    let namespace = Namespace::of(&config.state_dir)
+        .map_err(|error| DaemonError::file("cannot find", &config.state_dir, error))?;
+    let registry = Arc::new(Registry::new(state, namespace, config.limits));
+    let processes = Arc::new(Processes::default());
+    let (mut reaper, watcher) = Reaper::new(Arc::clone(&registry), Arc::clone(&processes));
+
+    registry.adopt_all()?;
+    // The dead of the time without daemon are recovered before the first client comes, and only
+    // then are heaps walked.
+    reaper.sweep().await;
+    registry.check_idle();
+
+    let listener = Listener::bind(&config)?;
+    let (stop, stopping) = watch::channel(false);
+    let sweeping = tokio::spawn(reaper.run(config.sweep_interval, stopping));
+    let shared = Arc::new(Shared {
+        config,
+        registry,
+        processes,
+        watcher,
+        blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
+        started: Instant::now(),
+        stop,
+    });
+    let usage = shared.registry.usage();
+    info!(
+        version = VERSION,
+        socket = %shared.config.socket.display(),
+        state_dir = %shared.config.state_dir.display(),
+        segments = usage.segments,
+        size = format_size(usage.bytes),
+        "ready"
+    );
+    notify_systemd(&[NotifyState::Ready]);
+    on_ready(&shared.config);
+
+    let mut sessions = JoinSet::new();
+    let signal = accept_until(&shared, &listener, &mut signals, &mut sessions).await;
+
+    info!(signal, "stopping");
+    notify_systemd(&[NotifyState::Stopping]);
+    drop(listener);
+    shared.blocking_permits.close();
+    shared.stop.send_replace(true);
+    let farewell = async { while sessions.join_next().await.is_some() {} };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        warn!("some requests were still running and are broken off");
+    }
+    sweeping.abort();
+    if shared.config.remove_on_shutdown {
+        remove_all(&shared.registry);
+    }
+    info!("stopped");
+    Ok(())
+}
+
+/// Serves connections until a signal says stop. Returns its name.
+async fn accept_until(
+    shared: &Arc<Shared>,
+    listener: &Listener,
+    signals: &mut Signals,
+    sessions: &mut JoinSet<()>,
+) -> &'static str {
+    loop {
+        tokio::select! {
+            signal = signals.next() => return signal,
+            _ = sessions.join_next(), if !sessions.is_empty() => {}
+            accepted = listener.accept() => match accepted {
+                Ok(socket) => {
+                    sessions.spawn(serve(Arc::clone(shared), socket));
+                }
+                Err(error) => {
+                    // Most likely too many open files; accepting again at once would only spin.
+                    warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+/// The signals that stop the daemon. From its construction on they do not kill it.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        let on = |kind| {
+            signal(kind).map_err(|error| DaemonError::system("cannot wait for signals", error))
+        };
+        Ok(Self {
+            terminate: on(SignalKind::terminate())?,
+            interrupt: on(SignalKind::interrupt())?,
+            hangup: on(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.hangup.recv() => "SIGHUP",
+        }
+    }
+}
+
+fn remove_all(registry: &Registry) {
+    for segment in registry.all() {
+        match registry.remove(&segment) {
+            Ok(()) => info!(segment = segment.record.name, "removed"),
+            Err(error) => warn!(segment = segment.record.name, %error, "cannot remove a segment"),
+        }
+    }
+}
+
+fn notify_systemd(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        warn!(%error, "cannot notify the service manager");
+    }
+}
+
+/// Each session takes two descriptors and each segment two: as many as the system lets us have.
+fn raise_descriptor_limit() {
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+        && let Err(errno) = setrlimit(Resource::RLIMIT_NOFILE, hard, hard)
+    {
+        warn!(%errno, "cannot raise the limit on open files");
+    }
+}

@@ -1,0 +1,255 @@
+//! What each request does.
+
+use std::sync::Arc;
+
+use hshm_memory::{CheckReport, ProcessId, ThreadLocalAllocator};
+use hshm_proto::limits::{MAX_TEXT_BYTES, SEGMENTS_PER_PAGE, WORKERS_PER_PAGE, truncated};
+use hshm_proto::{
+    CreateSegment, ErrorCode, ErrorReply, HeapPage, ReplyBody, RequestBody, StatusInfo,
+    VersionRange,
+};
+use tracing::{error, info};
+
+use crate::access::Peer;
+use crate::daemon::Shared;
+use crate::error::internal_reply;
+use crate::segment::Segment;
+
+/// Whoever asks.
+#[derive(Clone, Debug)]
+pub(crate) struct Caller {
+    pub(crate) session: u64,
+    pub(crate) peer: Peer,
+    /// The segment layout that it reads.
+    pub(crate) layout_version: u32,
+}
+
+/// A reply, with the segment whose descriptor goes with it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) body: ReplyBody,
+    pub(crate) descriptor_of: Option<ThreadLocalAllocator>,
+}
+
+/// Does what `request` asks for.
+///
+/// # Errors
+/// The reply that says why not.
+pub(crate) async fn handle(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    request: RequestBody,
+) -> Result<Outcome, ErrorReply> {
+    request.validate()?;
+    let body = match request {
+        RequestBody::Attach { name } => return attach(shared, caller, &name),
+        RequestBody::Detach { name } => detach(shared, caller, &name)?,
+        RequestBody::Ping => ReplyBody::Done,
+        RequestBody::Sessions { after } => {
+            let (sessions, more) = shared.processes.page(after, &caller.peer);
+            ReplyBody::Sessions { sessions, more }
+        }
+        RequestBody::Status => blocking(shared, caller, |shared, _| Ok(status(shared))).await?,
+        RequestBody::Create(request) => {
+            blocking(shared, caller, move |shared, caller| create(shared, caller, &request)).await?
+        }
+        RequestBody::Destroy { name, force } => {
+            blocking(shared, caller, move |shared, caller| destroy(shared, caller, &name, force))
+                .await?
+        }
+        RequestBody::Grow { name, size_bytes } => {
+            blocking(shared, caller, move |shared, caller| grow(shared, caller, &name, size_bytes))
+                .await?
+        }
+        RequestBody::List { after } => {
+            blocking(shared, caller, |shared, caller| Ok(list(shared, caller, after))).await?
+        }
+        RequestBody::Inspect { name, after_slot } => {
+            blocking(shared, caller, move |shared, caller| {
+                inspect(shared, caller, &name, after_slot)
+            })
+            .await?
+        }
+        RequestBody::Check { name } => {
+            blocking(shared, caller, move |shared, caller| check(shared, caller, &name)).await?
+        }
+    };
+    Ok(Outcome { body, descriptor_of: None })
+}
+
+/// Runs `work` on a thread that may block. Clients together have only so many of them, so that
+/// recovery always finds one.
+async fn blocking(
+    shared: &Arc<Shared>,
+    caller: &Caller,
+    work: impl FnOnce(&Shared, &Caller) -> Result<ReplyBody, ErrorReply> + Send + 'static,
+) -> Result<ReplyBody, ErrorReply> {
+    let permit = Arc::clone(&shared.blocking_permits).acquire_owned().await;
+    let permit = permit.map_err(|_| {
+        ErrorReply::new(ErrorCode::ShuttingDown, "the daemon is shutting down", "try again later")
+    })?;
+    let (shared, caller) = (Arc::clone(shared), caller.clone());
+    let task = tokio::task::spawn_blocking(move || {
+        let result = work(&shared, &caller);
+        drop(permit);
+        result
+    });
+    task.await.unwrap_or_else(|error| {
+        error!(%error, "a request failed inside the daemon");
+        Err(internal_reply("the request failed inside the daemon"))
+    })
+}
+
+fn create(
+    shared: &Shared,
+    caller: &Caller,
+    request: &CreateSegment,
+) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.create(request, &caller.peer)?;
+    let (name, bytes) = (&segment.record.name, segment.committed_bytes());
+    info!(segment = name, bytes, uid = caller.peer.uid, "created");
+    Ok(ReplyBody::Created(segment.info(0)))
+}
+
+fn destroy(
+    shared: &Shared,
+    caller: &Caller,
+    name: &str,
+    force: bool,
+) -> Result<ReplyBody, ErrorReply> {
+    let (_, attached) = shared.processes.attached(name);
+    shared.registry.destroy(name, force, &caller.peer, &attached)?;
+    shared.processes.forget_segment(name);
+    info!(segment = name, force, uid = caller.peer.uid, "destroyed");
+    Ok(ReplyBody::Done)
+}
+
+fn grow(
+    shared: &Shared,
+    caller: &Caller,
+    name: &str,
+    size_bytes: u64,
+) -> Result<ReplyBody, ErrorReply> {
+    let committed_bytes = shared.registry.grow(name, size_bytes, &caller.peer)?;
+    info!(segment = name, bytes = committed_bytes, uid = caller.peer.uid, "grown");
+    Ok(ReplyBody::Grown { committed_bytes })
+}
+
+fn list(shared: &Shared, caller: &Caller, after: Option<String>) -> ReplyBody {
+    let mut segments = shared.registry.all();
+    segments.retain(|segment| {
+        let beyond = after.as_ref().is_none_or(|after| segment.record.name > *after);
+        beyond && caller.peer.may_see(&segment.record)
+    });
+    let more = segments.len() > SEGMENTS_PER_PAGE;
+    let page = segments.iter().take(SEGMENTS_PER_PAGE);
+    let segments = page.map(|segment| info_of(shared, segment)).collect();
+    ReplyBody::Segments { segments, more }
+}
+
+fn check(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "check", &segment)?;
+    let mut report = segment.allocator("check")?.check();
+    report.violations.truncate(CheckReport::MAX_VIOLATIONS);
+    for violation in &mut report.violations {
+        violation.what = truncated(&violation.what, MAX_TEXT_BYTES);
+    }
+    Ok(ReplyBody::Checked(report))
+}
+
+fn info_of(shared: &Shared, segment: &Segment) -> hshm_proto::SegmentInfo {
+    segment.info(shared.processes.attached(&segment.record.name).0)
+}
+
+fn require_attach(peer: &Peer, verb: &str, segment: &Segment) -> Result<(), ErrorReply> {
+    if peer.may_attach(&segment.record) { Ok(()) } else { Err(peer.refusal(verb, &segment.record)) }
+}
+
+/// The caller's process. Without it nobody could tell when the slots it claims are a dead one's.
+fn identity(caller: &Caller) -> Result<ProcessId, ErrorReply> {
+    caller.peer.process.ok_or_else(|| {
+        ErrorReply::new(
+            ErrorCode::Permission,
+            "cannot attach: the daemon cannot see your process, because it runs in another pid namespace or /proc hides it",
+            "run the client in the daemon's pid namespace (docker run --pid), or the daemon in one that contains it",
+        )
+    })
+}
+
+fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "attach", &segment)?;
+    let allocator = segment.allocator("attach")?;
+    let identity = identity(caller)?;
+    if caller.layout_version != hshm_proto::LAYOUT_VERSION {
+        let (ours, theirs) = (hshm_proto::LAYOUT_VERSION, caller.layout_version);
+        let older = if theirs < ours { "the client" } else { "hshmd" };
+        return Err(ErrorReply::new(
+            ErrorCode::Layout,
+            format_args!(
+                "cannot attach segment {name:?}: it has layout version {ours}, and the client reads version {theirs}"
+            ),
+            format_args!("upgrade {older}, so that both are of the same hshm release"),
+        ));
+    }
+    shared.processes.attach(caller.session, name);
+    Ok(Outcome {
+        body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
+        descriptor_of: Some(allocator.clone()),
+    })
+}
+
+fn detach(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    if shared.processes.detach(caller.session, name) {
+        return Ok(ReplyBody::Done);
+    }
+    shared.registry.get(name)?;
+    Err(ErrorReply::new(
+        ErrorCode::NotFound,
+        format_args!("this session has not attached segment {name:?}"),
+        "",
+    ))
+}
+
+fn inspect(
+    shared: &Shared,
+    caller: &Caller,
+    name: &str,
+    after_slot: u32,
+) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "inspect", &segment)?;
+    let mut heap = segment.allocator("inspect")?.report();
+    let mut workers = std::mem::take(&mut heap.workers);
+    workers.retain(|worker| worker.slot > after_slot);
+    workers.sort_by_key(|worker| worker.slot);
+    let more_workers = workers.len() > WORKERS_PER_PAGE;
+    workers.truncate(WORKERS_PER_PAGE);
+    let segment = info_of(shared, &segment);
+    Ok(ReplyBody::Inspected(Box::new(HeapPage { segment, heap, workers, more_workers })))
+}
+
+fn status(shared: &Shared) -> ReplyBody {
+    let (usage, counts) = (shared.registry.usage(), shared.processes.counts());
+    let unusable =
+        shared.registry.all().iter().filter(|segment| segment.usable().is_none()).count();
+    ReplyBody::Status(StatusInfo {
+        server_version: crate::daemon::VERSION.to_owned(),
+        protocol_min: VersionRange::SUPPORTED.min,
+        protocol_max: VersionRange::SUPPORTED.max,
+        layout_version: hshm_proto::LAYOUT_VERSION,
+        pid: std::process::id(),
+        uid: nix::unistd::geteuid().as_raw(),
+        socket: shared.config.socket.clone(),
+        state_dir: shared.config.state_dir.clone(),
+        uptime_ms: u64::try_from(shared.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        segments: usage.segments,
+        unusable_segments: u64::try_from(unusable).unwrap_or(u64::MAX),
+        committed_bytes: usage.bytes,
+        connections: counts.connections,
+        watched_processes: counts.watched,
+        recovered_processes: counts.recovered_processes,
+        recovered_slots: counts.recovered_slots,
+    })
+}

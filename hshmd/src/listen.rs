@@ -1,0 +1,184 @@
+//! The socket that the daemon listens on, and its file.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+};
+use nix::unistd::{Gid, Group, chown};
+use tokio::net::UnixListener;
+use tracing::warn;
+
+use crate::config::Config;
+use crate::error::DaemonError;
+use crate::paths::{environment, prepare_socket_dir};
+
+/// A socket that accepts connections. Its file is removed with it.
+#[derive(Debug)]
+pub(crate) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, so that another daemon's is not removed in its place.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Listens where `config` says, with the permissions that it says.
+    pub(crate) fn bind(config: &Config) -> Result<Self, DaemonError> {
+        let path = &config.socket;
+        let env = environment();
+        if config.create_socket_dir {
+            prepare_socket_dir(path, &env)?;
+        }
+        let dir = path.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
+        let _turn = take_turn(dir)?;
+        refuse_living(path)?;
+
+        let failed = |errno: Errno| DaemonError::system("cannot make a socket", errno);
+        let fd = seqpacket_socket(SockFlag::SOCK_NONBLOCK).map_err(failed)?;
+        // Bound beside its place, given its permissions, and only then moved there: nobody can
+        // connect before it is protected, and nobody finds the place empty.
+        let mut name = OsString::from(".");
+        name.push(std::process::id().to_string());
+        let temporary = dir.join(name);
+        let too_long = |why| bad_socket(path, why);
+        address(path).map_err(too_long)?;
+        let temporary_address = address(&temporary).map_err(too_long)?;
+        remove_if_there(&temporary)?;
+        bind(fd.as_raw_fd(), &temporary_address).map_err(|errno| {
+            DaemonError::file("cannot make a socket beside", path, errno.into())
+        })?;
+        let placed = place(config, &fd, &temporary);
+        if placed.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        let file = placed?;
+        let socket = UnixListener::from_std(fd.into())
+            .map_err(|error| DaemonError::system("cannot wait for connections", error))?;
+        Ok(Self { socket, path: path.clone(), file })
+    }
+
+    /// Waits for a connection. The socket it returns does not block.
+    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
+        let (stream, _) = self.socket.accept().await?;
+        Ok(stream.into_std()?.into())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let ours = fs::symlink_metadata(&self.path)
+            .is_ok_and(|found| (found.dev(), found.ino()) == self.file);
+        if ours && let Err(error) = fs::remove_file(&self.path) {
+            warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
+fn seqpacket_socket(flags: SockFlag) -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC | flags, None)
+}
+
+fn bad_socket(path: &Path, why: impl Into<String>) -> DaemonError {
+    DaemonError::BadSocket { path: path.to_path_buf(), why: why.into() }
+}
+
+fn address(path: &Path) -> Result<UnixAddr, String> {
+    UnixAddr::new(path).map_err(|_| {
+        "the path is longer than a socket's may be, about 100 bytes; choose a shorter one"
+            .to_owned()
+    })
+}
+
+/// Gives the bound socket its permissions, starts listening, and moves its file into place.
+fn place(config: &Config, fd: &OwnedFd, temporary: &Path) -> Result<(u64, u64), DaemonError> {
+    let path = &config.socket;
+    let file = |what, error| DaemonError::file(what, path, error);
+    if let Some(group) = &config.socket_group {
+        let gid = find_group(group)?;
+        chown(temporary, None, Some(gid))
+            .map_err(|errno| file("cannot set the group of", errno.into()))?;
+    }
+    fs::set_permissions(temporary, Permissions::from_mode(config.socket_mode))
+        .map_err(|error| file("cannot set the permissions of", error))?;
+    let backlog = Backlog::new(128).map_err(|errno| DaemonError::system("backlog", errno))?;
+    listen(fd, backlog).map_err(|errno| file("cannot listen on", errno.into()))?;
+    fs::rename(temporary, path).map_err(|error| file("cannot place the socket at", error))?;
+    let found = fs::symlink_metadata(path).map_err(|error| file("cannot find", error))?;
+    Ok((found.dev(), found.ino()))
+}
+
+fn find_group(group: &str) -> Result<Gid, DaemonError> {
+    if let Ok(number) = group.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(group) {
+        Ok(Some(found)) => Ok(found.gid),
+        _ => Err(DaemonError::Setting {
+            setting: "socket_group",
+            why: format!("there is no group {group:?}; create it, or leave the setting out"),
+        }),
+    }
+}
+
+/// Lets only one daemon at a time look whether the place is free and take it. Another user may keep
+/// the directory locked for ever, so that waiting has an end; two daemons with the same socket are
+/// then merely not told of each other.
+fn take_turn(dir: &Path) -> Result<Option<Flock<File>>, DaemonError> {
+    let mut file = match File::open(dir) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+        Err(error) => {
+            return Err(DaemonError::file("cannot open the socket's directory", dir, error));
+        }
+    };
+    for _ in 0..20 {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(Some(lock)),
+            Err((back, _)) => file = back,
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(None)
+}
+
+/// Refuses a place where somebody listens, or where something else than a socket stands.
+fn refuse_living(path: &Path) -> Result<(), DaemonError> {
+    let found = match fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(DaemonError::file("cannot look at", path, error)),
+    };
+    if !found.file_type().is_socket() {
+        return Err(bad_socket(
+            path,
+            "it is there, and no socket; remove it, or choose another --socket",
+        ));
+    }
+    let probe = seqpacket_socket(SockFlag::SOCK_NONBLOCK)
+        .map_err(|errno| DaemonError::system("cannot make a socket", errno))?;
+    let address = address(path).map_err(|why| bad_socket(path, why))?;
+    match connect(probe.as_raw_fd(), &address) {
+        // Its file was left by a daemon that was killed.
+        Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ok(()),
+        // EAGAIN: its queue is full. EPROTOTYPE: a server, but not of ours.
+        _ => Err(DaemonError::SocketInUse { path: path.to_path_buf() }),
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), DaemonError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DaemonError::file("cannot remove", path, error))
+        }
+        _ => Ok(()),
+    }
+}

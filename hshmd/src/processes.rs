@@ -1,0 +1,295 @@
+//! The processes that the daemon knows: those connected, and those that hold worker slots.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hshm_memory::ProcessId;
+use hshm_proto::limits::{
+    MAX_CLIENT_NAME_BYTES, SEGMENTS_PER_SESSION_SHOWN, SESSIONS_PER_PAGE, truncated,
+};
+use hshm_proto::{SessionInfo, SessionState};
+use tokio::sync::Notify;
+use tokio::task::AbortHandle;
+
+use crate::access::Peer;
+use crate::state::now_unix_ms;
+
+/// Connections and watched processes.
+#[derive(Debug, Default)]
+pub(crate) struct Processes {
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    last_number: u64,
+    connections: BTreeMap<u64, Connection>,
+    watched: HashMap<ProcessId, Watched>,
+    recovered_processes: u64,
+    recovered_slots: u64,
+}
+
+#[derive(Debug)]
+struct Connection {
+    peer: Peer,
+    client_name: String,
+    since_unix_ms: u64,
+    attached: BTreeSet<String>,
+    /// Told when the process died, so that whoever inherited its socket does not go on under its
+    /// name.
+    close: Arc<Notify>,
+}
+
+/// A process whose death will be noticed.
+#[derive(Debug)]
+struct Watched {
+    number: u64,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    since_unix_ms: u64,
+    /// Segments it held worker slots of when they were last searched.
+    holds: BTreeSet<String>,
+    watcher: AbortHandle,
+}
+
+/// Counts for the status reply.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) connections: u64,
+    pub(crate) watched: u64,
+    pub(crate) recovered_processes: u64,
+    pub(crate) recovered_slots: u64,
+}
+
+impl Table {
+    fn next_number(&mut self) -> u64 {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn is_connected(&self, process: ProcessId) -> bool {
+        self.connections.values().any(|connection| connection.peer.process == Some(process))
+    }
+}
+
+fn count(n: usize) -> u64 {
+    u64::try_from(n).unwrap_or(u64::MAX)
+}
+
+impl Processes {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing under this lock is left half done by a panic.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A new connection's number, unless there are `limit` already.
+    pub(crate) fn connect(
+        &self,
+        peer: &Peer,
+        client_name: &str,
+        close: Arc<Notify>,
+        limit: usize,
+    ) -> Option<u64> {
+        let mut table = self.table();
+        if table.connections.len() >= limit {
+            return None;
+        }
+        let number = table.next_number();
+        let connection = Connection {
+            peer: peer.clone(),
+            client_name: client_name.to_owned(),
+            since_unix_ms: now_unix_ms(),
+            attached: BTreeSet::new(),
+            close,
+        };
+        table.connections.insert(number, connection);
+        Some(number)
+    }
+
+    /// The connection is closed. Its process stays watched while it holds worker slots.
+    pub(crate) fn disconnect(&self, number: u64) {
+        self.table().connections.remove(&number);
+    }
+
+    pub(crate) fn attach(&self, number: u64, segment: &str) {
+        if let Some(connection) = self.table().connections.get_mut(&number) {
+            connection.attached.insert(segment.to_owned());
+        }
+    }
+
+    /// False if the session did not have it attached.
+    pub(crate) fn detach(&self, number: u64, segment: &str) -> bool {
+        let mut table = self.table();
+        table.connections.get_mut(&number).is_some_and(|found| found.attached.remove(segment))
+    }
+
+    /// A segment is gone, whoever had it attached.
+    pub(crate) fn forget_segment(&self, segment: &str) {
+        let mut table = self.table();
+        for connection in table.connections.values_mut() {
+            connection.attached.remove(segment);
+        }
+        for watched in table.watched.values_mut() {
+            watched.holds.remove(segment);
+        }
+    }
+
+    /// How many sessions have the segment attached, and which processes they are.
+    pub(crate) fn attached(&self, segment: &str) -> (u32, Vec<ProcessId>) {
+        let table = self.table();
+        let having = table.connections.values().filter(|found| found.attached.contains(segment));
+        let sessions = u32::try_from(having.clone().count()).unwrap_or(u32::MAX);
+        (sessions, having.filter_map(|found| found.peer.process).collect())
+    }
+
+    pub(crate) fn is_watched(&self, process: ProcessId) -> bool {
+        self.table().watched.contains_key(&process)
+    }
+
+    /// Enters a process whose death `watcher` will report. False, and `watcher` is stopped, if there
+    /// was one already.
+    pub(crate) fn watch(
+        &self,
+        process: ProcessId,
+        peer: Option<&Peer>,
+        watcher: AbortHandle,
+    ) -> bool {
+        let mut table = self.table();
+        if let Some(found) = table.watched.get_mut(&process) {
+            watcher.abort();
+            if let Some(peer) = peer {
+                (found.uid, found.gid) = (Some(peer.uid), Some(peer.gid));
+            }
+            return false;
+        }
+        let watched = Watched {
+            number: table.next_number(),
+            uid: peer.map(|peer| peer.uid),
+            gid: peer.map(|peer| peer.gid),
+            since_unix_ms: now_unix_ms(),
+            holds: BTreeSet::new(),
+            watcher,
+        };
+        table.watched.insert(process, watched);
+        true
+    }
+
+    /// The process died: its connections are closed, and it is watched no more.
+    pub(crate) fn died(&self, process: ProcessId) {
+        let mut table = self.table();
+        if let Some(watched) = table.watched.remove(&process) {
+            watched.watcher.abort();
+        }
+        for connection in table.connections.values() {
+            if connection.peer.process == Some(process) {
+                connection.close.notify_one();
+            }
+        }
+    }
+
+    /// What a search of all segments found: who holds slots of which. Processes that hold none and
+    /// have no connection are watched no more.
+    pub(crate) fn update_holders(&self, holders: &HashMap<ProcessId, BTreeSet<String>>) {
+        let mut table = self.table();
+        let mut idle = Vec::new();
+        for (process, watched) in &mut table.watched {
+            watched.holds = holders.get(process).cloned().unwrap_or_default();
+            if watched.holds.is_empty() {
+                idle.push(*process);
+            }
+        }
+        for process in idle {
+            if !table.is_connected(process)
+                && let Some(watched) = table.watched.remove(&process)
+            {
+                watched.watcher.abort();
+            }
+        }
+    }
+
+    pub(crate) fn count_recovery(&self, slots: u32) {
+        let mut table = self.table();
+        table.recovered_processes += 1;
+        table.recovered_slots += u64::from(slots);
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let table = self.table();
+        Counts {
+            connections: count(table.connections.len()),
+            watched: count(table.watched.len()),
+            recovered_processes: table.recovered_processes,
+            recovered_slots: table.recovered_slots,
+        }
+    }
+
+    /// A page of the sessions that `viewer` may see, and whether there are more: administrators see
+    /// all, others those of their own user.
+    pub(crate) fn page(&self, after: Option<u64>, viewer: &Peer) -> (Vec<SessionInfo>, bool) {
+        let table = self.table();
+        let no_slots = BTreeSet::new();
+        let mut sessions = Vec::new();
+        for (number, connection) in &table.connections {
+            let process = connection.peer.process.unwrap_or_default();
+            let holds = table.watched.get(&process).map_or(&no_slots, |watched| &watched.holds);
+            let segments = connection.attached.union(holds).cloned().collect();
+            let (uid, gid) = (Some(connection.peer.uid), Some(connection.peer.gid));
+            sessions.push(entry(
+                (*number, process, uid, gid, connection.since_unix_ms),
+                connection.client_name.clone(),
+                SessionState::Connected,
+                segments,
+            ));
+        }
+        for (process, watched) in &table.watched {
+            if !watched.holds.is_empty() && !table.is_connected(*process) {
+                sessions.push(entry(
+                    (watched.number, *process, watched.uid, watched.gid, watched.since_unix_ms),
+                    command_name(*process),
+                    SessionState::Holding,
+                    watched.holds.clone(),
+                ));
+            }
+        }
+        drop(table);
+        sessions.retain(|session| viewer.is_admin() || session.uid == Some(viewer.uid));
+        sessions.retain(|session| after.is_none_or(|after| session.session > after));
+        sessions.sort_by_key(|session| session.session);
+        let more = sessions.len() > SESSIONS_PER_PAGE;
+        sessions.truncate(SESSIONS_PER_PAGE);
+        (sessions, more)
+    }
+}
+
+fn entry(
+    (session, process, uid, gid, since_unix_ms): (u64, ProcessId, Option<u32>, Option<u32>, u64),
+    client_name: String,
+    state: SessionState,
+    segments: BTreeSet<String>,
+) -> SessionInfo {
+    let segments_total = u32::try_from(segments.len()).unwrap_or(u32::MAX);
+    let segments = segments.into_iter().take(SEGMENTS_PER_SESSION_SHOWN).collect();
+    SessionInfo {
+        session,
+        process,
+        uid,
+        gid,
+        client_name,
+        state,
+        since_unix_ms,
+        segments,
+        segments_total,
+    }
+}
+
+/// The name of a process's command, which it may have set to anything.
+fn command_name(process: ProcessId) -> String {
+    let name = fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+    let printable: String = name.trim_end().chars().filter(|c| !c.is_control()).collect();
+    truncated(&printable, MAX_CLIENT_NAME_BYTES)
+}
+
+#[cfg(test)]
+#[path = "processes_tests.rs"]
+mod tests;

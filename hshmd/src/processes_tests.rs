@@ -1,0 +1,106 @@
+//! Tests of the table of processes.
+
+use super::*;
+
+fn peer(uid: u32, pid: u32) -> Peer {
+    let process = Some(ProcessId { pid, start_ticks: 1 });
+    Peer { uid, gid: uid, groups: Vec::new(), process }
+}
+
+fn connect(processes: &Processes, peer: &Peer) -> u64 {
+    processes.connect(peer, "test", Arc::default(), 1000).unwrap()
+}
+
+/// A watcher that never reports.
+fn watcher() -> AbortHandle {
+    tokio::spawn(std::future::pending::<()>()).abort_handle()
+}
+
+#[test]
+fn sessions_beyond_the_limit_are_refused() {
+    let processes = Processes::default();
+    let first = processes.connect(&peer(1, 1), "a", Arc::default(), 1).unwrap();
+    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_none());
+    processes.disconnect(first);
+    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_some());
+}
+
+#[test]
+fn pages_hold_every_session_once_and_only_what_the_viewer_may_see() {
+    let processes = Processes::default();
+    let me = nix::unistd::geteuid().as_raw();
+    let stranger = 4_000_001;
+    for n in 0..(SESSIONS_PER_PAGE + 5) {
+        let uid = if n < 3 { stranger } else { me };
+        connect(&processes, &peer(uid, u32::try_from(n).unwrap() + 1));
+    }
+    let admin = peer(0, 99);
+    let (first, more) = processes.page(None, &admin);
+    assert!(more && first.len() == SESSIONS_PER_PAGE);
+    let (second, more) = processes.page(first.last().map(|session| session.session), &admin);
+    assert!(!more && second.len() == 5);
+    let numbers: BTreeSet<u64> = first.iter().chain(&second).map(|s| s.session).collect();
+    assert_eq!(numbers.len(), SESSIONS_PER_PAGE + 5);
+    assert_eq!(processes.page(None, &peer(stranger, 99)).0.len(), 3);
+}
+
+#[tokio::test]
+async fn a_process_without_connection_stays_watched_only_while_it_holds_slots() {
+    let processes = Processes::default();
+    let client = peer(1, 7);
+    let process = client.process.unwrap();
+    let number = connect(&processes, &client);
+    assert!(processes.watch(process, Some(&client), watcher()));
+    assert!(!processes.watch(process, None, watcher()), "one watch is enough");
+
+    processes.update_holders(&HashMap::new());
+    assert!(processes.is_watched(process), "it is connected");
+    processes.disconnect(number);
+    let holders = HashMap::from([(process, BTreeSet::from(["s".to_owned()]))]);
+    processes.update_holders(&holders);
+    let (sessions, _) = processes.page(None, &peer(0, 99));
+    let [session] = sessions.as_slice() else { panic!("one session: {sessions:?}") };
+    assert_eq!((session.state, session.uid), (SessionState::Holding, Some(1)));
+    assert_eq!(session.segments, ["s"]);
+
+    processes.update_holders(&HashMap::new());
+    assert!(!processes.is_watched(process));
+    assert!(processes.page(None, &peer(0, 99)).0.is_empty());
+}
+
+#[tokio::test]
+async fn a_death_closes_the_connections_of_that_process_alone() {
+    let processes = Processes::default();
+    let (dead, other) = (peer(1, 7), peer(1, 8));
+    let (close_dead, close_other) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    processes.connect(&dead, "a", Arc::clone(&close_dead), 9).unwrap();
+    processes.connect(&other, "b", Arc::clone(&close_other), 9).unwrap();
+    processes.died(dead.process.unwrap());
+    close_dead.notified().await;
+    let pending =
+        tokio::time::timeout(std::time::Duration::from_millis(20), close_other.notified());
+    assert!(pending.await.is_err(), "the other goes on");
+}
+
+#[test]
+fn what_a_session_attached_counts_until_it_detaches() {
+    let processes = Processes::default();
+    let (a, b) = (connect(&processes, &peer(1, 7)), connect(&processes, &peer(1, 8)));
+    processes.attach(a, "s");
+    processes.attach(b, "s");
+    processes.attach(b, "t");
+    assert_eq!(processes.attached("s").0, 2);
+    assert!(processes.detach(a, "s"));
+    assert!(!processes.detach(a, "s"));
+    assert_eq!(processes.attached("s").1, [peer(1, 8).process.unwrap()]);
+    processes.disconnect(b);
+    assert_eq!(processes.attached("s").0, 0);
+    assert_eq!(processes.attached("t").0, 0);
+}
+
+#[test]
+fn a_command_name_is_bounded_and_printable() {
+    let name = command_name(ProcessId::current().unwrap());
+    assert!(!name.is_empty() && name.len() <= 16);
+    assert_eq!(command_name(ProcessId { pid: u32::MAX, start_ticks: 0 }), "");
+}

@@ -1,0 +1,327 @@
+//! The segments there are. What is done here may block: callers are not on the daemon's main
+//! thread.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use hshm_memory::{
+    AllocatorId, Backend, BackendKind, InitOptions, MemfdMmap, PosixShmMmap, ProcessId,
+    SegmentError, ThreadLocalAllocator,
+};
+use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
+
+use crate::access::Peer;
+use crate::config::Limits;
+use crate::error::{allocator_reply, creation_reply, internal_reply};
+use crate::paths::Namespace;
+use crate::quota::{Demand, Usage};
+use crate::segment::{Heap, ObjectLock, Segment, SharedSegment};
+use crate::state::{Phase, Record, StateDir};
+
+/// A shared-memory object belongs to the daemon's user alone: others get it as a descriptor, after
+/// the daemon has looked at the segment's own owner and mode.
+const OBJECT_MODE: u32 = 0o600;
+
+/// How far a segment can grow if its creator did not say: eight times its size. Its tables are laid
+/// out for that at once, at 0.2 % of it in address space, of which only what is used has memory.
+const DEFAULT_GROWTH: u64 = 8;
+
+/// All segments.
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) state: StateDir,
+    pub(crate) namespace: Namespace,
+    limits: Limits,
+    segments: Mutex<BTreeMap<String, SharedSegment>>,
+    /// Held by whoever creates, destroys or grows, so that limits and names hold meanwhile.
+    change: Mutex<()>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing under these locks is left half done by a panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    pub(crate) fn new(state: StateDir, namespace: Namespace, limits: Limits) -> Self {
+        let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(()));
+        Self { state, namespace, limits, segments, change }
+    }
+
+    /// The segment `name`.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`].
+    pub(crate) fn get(&self, name: &str) -> Result<SharedSegment, ErrorReply> {
+        lock(&self.segments).get(name).cloned().ok_or_else(|| {
+            ErrorReply::new(
+                ErrorCode::NotFound,
+                format_args!("there is no segment {name:?}"),
+                "see hshmctl list for those there are, or create it",
+            )
+        })
+    }
+
+    /// All segments, by ascending name.
+    pub(crate) fn all(&self) -> Vec<SharedSegment> {
+        lock(&self.segments).values().cloned().collect()
+    }
+
+    /// Puts a segment in, in place of the one of the same name if there is one.
+    pub(crate) fn insert(&self, segment: Segment) -> SharedSegment {
+        let segment = Arc::new(segment);
+        lock(&self.segments).insert(segment.record.name.clone(), Arc::clone(&segment));
+        segment
+    }
+
+    /// What there is.
+    pub(crate) fn usage(&self) -> Usage {
+        let segments = self.all();
+        let bytes = segments.iter().map(|segment| segment.committed_bytes()).sum();
+        Usage { segments: u64::try_from(segments.len()).unwrap_or(u64::MAX), bytes }
+    }
+
+    /// Makes a segment for `owner`. The request is valid in itself.
+    pub(crate) fn create(
+        &self,
+        request: &CreateSegment,
+        owner: &Peer,
+    ) -> Result<SharedSegment, ErrorReply> {
+        let _changing = lock(&self.change);
+        let name = &request.name;
+        if self.get(name).is_ok() {
+            return Err(ErrorReply::new(
+                ErrorCode::Exists,
+                format_args!("a segment named {name:?} exists already"),
+                "choose another name, or destroy it first",
+            ));
+        }
+        let demand = Demand {
+            verb: "create",
+            name,
+            backend: request.backend,
+            size_bytes: request.size_bytes,
+            present_bytes: 0,
+        };
+        demand.check_limits(&self.limits, self.usage())?;
+        demand.check_machine()?;
+
+        let object = match request.backend {
+            BackendKind::PosixShm => Some(self.namespace.object(name)),
+            BackendKind::Memfd | _ => None,
+        };
+        refuse_stranger(name, object.as_deref())?;
+        let id = self.next_id(request.backend);
+        let record = Record::creating(name, request.backend, object, id);
+        let record = Record { uid: owner.uid, gid: owner.gid, mode: request.mode, ..record };
+        self.write(&record)?;
+        // Died here, or anywhere up to the record's becoming ready: it says that whatever stands
+        // there is to be removed.
+        let made = self.make(&record, request).and_then(|(allocator, lock)| {
+            let ready = Record { phase: Phase::Ready, ..record.clone() };
+            if let Err(error) = self.write(&ready) {
+                unlink_or_log(&record);
+                return Err(error);
+            }
+            Ok(Segment { record: ready, heap: Heap::Usable(allocator), lock: lock.map(Arc::new) })
+        });
+        match made {
+            Ok(segment) => Ok(self.insert(segment)),
+            Err(error) => {
+                if let Err(error) = self.state.remove(name) {
+                    tracing::warn!(segment = name, %error, "cannot remove the record of a failed creation");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The memory and the allocator in it.
+    fn make(
+        &self,
+        record: &Record,
+        request: &CreateSegment,
+    ) -> Result<(ThreadLocalAllocator, Option<ObjectLock>), ErrorReply> {
+        let (name, size) = (&request.name, request.size_bytes);
+        let capacity =
+            request.capacity_bytes.unwrap_or_else(|| size.saturating_mul(DEFAULT_GROWTH));
+        let failed = |error: &SegmentError| creation_reply(name, size, error);
+        let options = InitOptions {
+            custom_header_bytes: request.custom_header_bytes,
+            on_exit: request.on_exit,
+            worker_slots: request.worker_slots.unwrap_or_else(|| default_worker_slots(size)),
+        };
+        let init = |backend: Arc<dyn Backend>| {
+            ThreadLocalAllocator::shm_init(backend, record.id, &options)
+                .map_err(|error| failed(&error))
+        };
+        let Some(object) = &record.object else {
+            let backend = MemfdMmap::create(name, size, capacity);
+            return Ok((init(Arc::new(backend.map_err(|error| failed(&error.into()))?))?, None));
+        };
+        let backend = PosixShmMmap::create(object, size, capacity, OBJECT_MODE)
+            .map_err(|error| failed(&error.into()))?;
+        // The lock goes first: another daemon that finds the object whole finds it locked.
+        let made = ObjectLock::take(object)
+            .map_err(internal_reply)
+            .and_then(|lock| Ok((init(Arc::new(backend))?, Some(lock))));
+        if made.is_err() {
+            unlink_or_log(record);
+        }
+        made
+    }
+
+    /// Takes a segment away. Processes that have it mapped keep its memory until they let go of it.
+    /// `attached` are processes that have it attached; those that hold worker slots are found here.
+    pub(crate) fn destroy(
+        &self,
+        name: &str,
+        force: bool,
+        by: &Peer,
+        attached: &[ProcessId],
+    ) -> Result<(), ErrorReply> {
+        let _changing = lock(&self.change);
+        let segment = self.get(name)?;
+        if !by.may_manage(&segment.record) {
+            return Err(by.refusal("destroy", &segment.record));
+        }
+        if !force {
+            let mut users = segment.living_holders();
+            users.extend_from_slice(attached);
+            users.retain(|process| Some(*process) != by.process);
+            users.sort_unstable();
+            users.dedup();
+            if let Some(first) = users.first() {
+                return Err(ErrorReply::new(
+                    ErrorCode::InUse,
+                    format_args!(
+                        "segment {name:?} is in use by {} living {}, among them pid {first}",
+                        users.len(),
+                        if users.len() == 1 { "process" } else { "processes" },
+                    ),
+                    "let them detach or end, or destroy it with --force",
+                ));
+            }
+        }
+        self.remove(&segment)
+    }
+
+    /// Takes a segment away, whoever uses it.
+    pub(crate) fn remove(&self, segment: &Segment) -> Result<(), ErrorReply> {
+        let record = &segment.record;
+        self.write(&Record { phase: Phase::Destroying, ..record.clone() })?;
+        // Died here: the next start finishes it.
+        unlink(record).map_err(internal_reply)?;
+        lock(&self.segments).remove(&record.name);
+        self.state.remove(&record.name).map_err(|error| {
+            internal_reply(format_args!("cannot remove the record of {:?}: {error}", record.name))
+        })
+    }
+
+    /// Makes a segment at least `size_bytes` long, and says how long it is then.
+    pub(crate) fn grow(&self, name: &str, size_bytes: u64, by: &Peer) -> Result<u64, ErrorReply> {
+        let _changing = lock(&self.change);
+        let segment = self.get(name)?;
+        if !by.may_manage(&segment.record) {
+            return Err(by.refusal("grow", &segment.record));
+        }
+        let allocator = segment.allocator("grow")?;
+        let present_bytes = allocator.committed_bytes();
+        if size_bytes <= present_bytes {
+            return Ok(present_bytes);
+        }
+        let capacity = allocator.capacity_bytes();
+        if size_bytes > capacity {
+            return Err(ErrorReply::new(
+                ErrorCode::BadArgument,
+                format_args!(
+                    "cannot grow segment {name:?} to {size_bytes} bytes: its capacity, fixed when it was created, is {capacity}"
+                ),
+                "grow it less, or create another with a larger --capacity",
+            ));
+        }
+        let backend = segment.record.backend;
+        let demand = Demand { verb: "grow", name, backend, size_bytes, present_bytes };
+        demand.check_limits(&self.limits, self.usage())?;
+        demand.check_machine()?;
+        allocator.grow(size_bytes).map_err(|error| allocator_reply("grow", name, &error))
+    }
+
+    fn write(&self, record: &Record) -> Result<(), ErrorReply> {
+        self.state.write(record).map_err(|error| {
+            let dir = self.state.path().display();
+            internal_reply(format_args!(
+                "cannot write the record of segment {:?} in {dir}: {error}",
+                record.name
+            ))
+        })
+    }
+
+    fn next_id(&self, backend: BackendKind) -> AllocatorId {
+        let minors = self.all();
+        let highest = minors.iter().map(|segment| segment.record.id.minor).max().unwrap_or(0);
+        AllocatorId::new(backend_number(backend), highest.saturating_add(1))
+    }
+}
+
+/// What a backend counts as in an allocator's identity.
+fn backend_number(backend: BackendKind) -> u32 {
+    match backend {
+        BackendKind::PosixShm => 1,
+        BackendKind::Memfd => 2,
+        _ => 0,
+    }
+}
+
+/// Worker slots for a segment of `size_bytes` whose creator did not say: one for each 64 KiB, so
+/// that their tables take at most 2 % of it, from 16 to the library's default.
+fn default_worker_slots(size_bytes: u64) -> u32 {
+    let most = InitOptions::default().worker_slots;
+    u32::try_from(size_bytes >> 16).unwrap_or(most).clamp(16, most)
+}
+
+/// Takes the name of a segment's object away; it may be gone already.
+pub(crate) fn unlink(record: &Record) -> Result<(), hshm_memory::BackendError> {
+    match record.object.as_deref().map(PosixShmMmap::unlink) {
+        None | Some(Ok(()) | Err(hshm_memory::BackendError::NotFound { .. })) => Ok(()),
+        Some(Err(error)) => Err(error),
+    }
+}
+
+/// The same where another error is at hand, which says more than one from cleaning up would.
+fn unlink_or_log(record: &Record) {
+    if let Err(error) = unlink(record) {
+        tracing::warn!(segment = record.name, %error, "cannot clean up after a failed creation");
+    }
+}
+
+/// Refuses to create a segment whose object stands there although no record tells of it: it is not
+/// known whose it is, so nothing that follows may take it away.
+fn refuse_stranger(name: &str, object: Option<&str>) -> Result<(), ErrorReply> {
+    let Some(object) = object else { return Ok(()) };
+    match PosixShmMmap::open(object) {
+        Err(hshm_memory::BackendError::NotFound { .. }) => Ok(()),
+        _ => Err(ErrorReply::new(
+            ErrorCode::Exists,
+            format_args!(
+                "cannot create segment {name:?}: a file {}/{object} stands there that this daemon knows nothing of",
+                crate::paths::SHM_DIR
+            ),
+            "choose another name, or remove the file if nobody needs it",
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worker_slots_follow_the_size() {
+        for (bytes, slots) in
+            [(1, 16), (1 << 20, 16), (4 << 20, 64), (1 << 30, 1024), (u64::MAX, 1024)]
+        {
+            assert_eq!(default_worker_slots(bytes), slots, "{bytes} bytes");
+        }
+    }
+}

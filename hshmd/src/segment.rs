@@ -1,0 +1,144 @@
+//! A segment that the daemon owns.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use hshm_memory::{OnExit, PosixShmMmap, ProcessId, ThreadLocalAllocator};
+use hshm_proto::{ErrorCode, ErrorReply, SegmentDescriptor, SegmentInfo};
+use nix::fcntl::{Flock, FlockArg};
+
+use crate::state::Record;
+
+/// A segment that stands, whole or not.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) record: Record,
+    pub(crate) heap: Heap,
+    /// Tells other daemons that see the same `/dev/shm` that this object is taken.
+    pub(crate) lock: Option<Arc<ObjectLock>>,
+}
+
+/// What is in a segment.
+#[derive(Debug)]
+pub(crate) enum Heap {
+    /// An allocator that was validated.
+    Usable(ThreadLocalAllocator),
+    /// Something else, which can only be destroyed.
+    Unusable {
+        /// Why.
+        reason: String,
+        /// How long it is.
+        bytes: u64,
+    },
+}
+
+/// An advisory lock on a shared-memory object, through an open file of its own: the one that is
+/// handed to clients must not carry it, or it would outlive the daemon.
+#[derive(Debug)]
+pub(crate) struct ObjectLock {
+    _file: Flock<File>,
+}
+
+impl ObjectLock {
+    /// Takes the object, unless another daemon has it.
+    pub(crate) fn take(object: &str) -> Result<Self, String> {
+        let file: OwnedFd = PosixShmMmap::open(object).map_err(|error| error.to_string())?;
+        match Flock::lock(File::from(file), FlockArg::LockExclusiveNonblock) {
+            Ok(file) => Ok(Self { _file: file }),
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => {
+                Err(format!("another daemon uses the shared-memory object {object:?}"))
+            }
+            Err((_, errno)) => Err(format!("cannot lock the shared-memory object: {errno}")),
+        }
+    }
+}
+
+impl Segment {
+    /// Its allocator.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Unusable`].
+    pub(crate) fn allocator(&self, verb: &str) -> Result<&ThreadLocalAllocator, ErrorReply> {
+        match &self.heap {
+            Heap::Usable(allocator) => Ok(allocator),
+            Heap::Unusable { reason, .. } => Err(ErrorReply::new(
+                ErrorCode::Unusable,
+                format_args!("cannot {verb} segment {:?}: {reason}", self.record.name),
+                "destroy it, and create it anew",
+            )),
+        }
+    }
+
+    /// Its allocator, if there is one.
+    pub(crate) fn usable(&self) -> Option<&ThreadLocalAllocator> {
+        match &self.heap {
+            Heap::Usable(allocator) => Some(allocator),
+            Heap::Unusable { .. } => None,
+        }
+    }
+
+    /// How long it is now, in bytes.
+    pub(crate) fn committed_bytes(&self) -> u64 {
+        match &self.heap {
+            Heap::Usable(allocator) => allocator.committed_bytes(),
+            Heap::Unusable { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Living processes that hold worker slots of it, by `/proc`. May take a while.
+    pub(crate) fn living_holders(&self) -> Vec<ProcessId> {
+        let holders = self.usable().map(ThreadLocalAllocator::holders).unwrap_or_default();
+        holders.into_iter().filter(|process| process.is_alive()).collect()
+    }
+
+    /// The segment as lists show it. `sessions` have it attached. May take a while.
+    pub(crate) fn info(&self, sessions: u32) -> SegmentInfo {
+        let (allocator, record) = (self.usable(), &self.record);
+        let problem = match &self.heap {
+            Heap::Usable(_) => None,
+            Heap::Unusable { reason, .. } => {
+                Some(hshm_proto::limits::truncated(reason, hshm_proto::limits::MAX_TEXT_BYTES))
+            }
+        };
+        SegmentInfo {
+            name: record.name.clone(),
+            backend: record.backend,
+            allocator: record.allocator,
+            id: allocator.map_or(record.id, ThreadLocalAllocator::id),
+            problem,
+            capacity_bytes: allocator.map_or(0, ThreadLocalAllocator::capacity_bytes),
+            committed_bytes: self.committed_bytes(),
+            on_exit: allocator.map_or(OnExit::default(), ThreadLocalAllocator::on_exit),
+            uid: record.uid,
+            gid: record.gid,
+            mode: record.mode,
+            created_unix_ms: record.created_unix_ms,
+            object: record.object.clone(),
+            holders: u32::try_from(self.living_holders().len()).unwrap_or(u32::MAX),
+            sessions,
+        }
+    }
+
+    /// What a process that attaches it as `identity` is told.
+    pub(crate) fn descriptor(
+        &self,
+        allocator: &ThreadLocalAllocator,
+        identity: ProcessId,
+    ) -> SegmentDescriptor {
+        SegmentDescriptor {
+            name: self.record.name.clone(),
+            backend: self.record.backend,
+            allocator: self.record.allocator,
+            id: allocator.id(),
+            layout_version: hshm_proto::LAYOUT_VERSION,
+            capacity_bytes: allocator.capacity_bytes(),
+            committed_bytes: allocator.committed_bytes(),
+            on_exit: allocator.on_exit(),
+            identity,
+        }
+    }
+}
+
+/// A segment as the registry shares it.
+pub(crate) type SharedSegment = Arc<Segment>;

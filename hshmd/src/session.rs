@@ -1,0 +1,232 @@
+//! One connection, from its greeting to its end.
+//!
+//! A session reads a request only when it has sent the reply to the one before, so a client that
+//! sends much or reads little costs the daemon one buffer, and after a while its connection.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hshm_proto::limits::{MAX_HANDSHAKE_BYTES, MAX_REQUEST_BYTES};
+use hshm_proto::{
+    ErrorCode, ErrorReply, Hello, Refusal, Reply, VersionRange, Welcome, decode_request,
+    encode_reply, peek_id,
+};
+use tokio::sync::Notify;
+use tracing::{debug, warn};
+
+use crate::access::Peer;
+use crate::daemon::{Shared, VERSION};
+use crate::handlers::{Caller, handle};
+use crate::socket::{PacketSocket, Received};
+
+/// How long a client may take to send its greeting, or to read a reply.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Serves a connection until it ends.
+pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
+    let socket = match PacketSocket::new(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            warn!(%error, "cannot serve a connection");
+            return;
+        }
+    };
+    let (peer, pidfd) = match Peer::of(&socket) {
+        Ok(found) => found,
+        Err(error) => {
+            debug!(%error, "a client was gone before it could be identified");
+            return;
+        }
+    };
+    let close = Arc::new(Notify::new());
+    let Some(caller) = greet(&shared, &socket, peer, &close).await else { return };
+    let session = caller.session;
+    if let (Some(process), Some(pidfd)) = (caller.peer.process, pidfd)
+        && let Err(error) = shared.watcher.watch(process, Some(&caller.peer), pidfd)
+    {
+        // The sweep will try again once it holds worker slots.
+        warn!(pid = process.pid, %error, "cannot watch a client");
+    }
+    let mut stop = shared.stop.subscribe();
+    let ended = tokio::select! {
+        _ = stop.wait_for(|stopping| *stopping) => Ok("the daemon stops"),
+        () = close.notified() => Ok("the process died"),
+        ended = converse(&shared, &socket, &caller) => ended,
+    };
+    shared.processes.disconnect(session);
+    match ended {
+        Ok(why) => debug!(session, why, "session ended"),
+        Err(error) => debug!(session, %error, "session broken off"),
+    }
+}
+
+/// Reads the greeting and answers it. None if the session does not come about.
+async fn greet(
+    shared: &Shared,
+    socket: &PacketSocket,
+    peer: Peer,
+    close: &Arc<Notify>,
+) -> Option<Caller> {
+    let mut buffer = [0; MAX_HANDSHAKE_BYTES + 1];
+    let received = tokio::time::timeout(PATIENCE, socket.receive(&mut buffer)).await.ok()?.ok()?;
+    let hello = match received {
+        Received::Packet(len) => Hello::decode(buffer.get(..len).unwrap_or_default())
+            .map_err(|error| error.to_string())
+            .and_then(|hello| {
+                hshm_proto::validate_client_name(&hello.client_name)
+                    .map_err(|error| error.to_string())?;
+                Ok(hello)
+            }),
+        Received::TooLong => Err("the greeting is too long".to_owned()),
+        Received::Descriptors => Err("the greeting came with file descriptors".to_owned()),
+        Received::Closed => return None,
+    };
+    let refusal = |code: ErrorCode, message: String, advice: &str| Refusal {
+        code: code.to_u32(),
+        versions: VersionRange::SUPPORTED,
+        server_version: VERSION.to_owned(),
+        message,
+        advice: advice.to_owned(),
+    };
+    let accepted = hello
+        .map_err(|why| refusal(ErrorCode::Malformed, why, "use a client of hshm to talk to hshmd"))
+        .and_then(|hello| {
+            let version =
+                VersionRange::SUPPORTED.negotiate(hello.versions).map_err(|mismatch| {
+                    let advice = if mismatch.ours_is_older() {
+                        "upgrade hshmd"
+                    } else {
+                        "upgrade the client"
+                    };
+                    let message = format!(
+                        "hshmd {VERSION} speaks protocol version {}, the client version {}",
+                        mismatch.ours, mismatch.theirs
+                    );
+                    refusal(ErrorCode::Version, message, advice)
+                })?;
+            let limit = shared.config.limits.max_sessions;
+            let session =
+                shared.processes.connect(&peer, &hello.client_name, Arc::clone(close), limit);
+            let session = session.ok_or_else(|| {
+                refusal(
+                    ErrorCode::Busy,
+                    format!("hshmd has {limit} sessions, and no more are allowed"),
+                    "try again later, or raise limits.max_sessions in its configuration",
+                )
+            })?;
+            Ok((hello, version, session))
+        });
+    match accepted {
+        Ok((hello, version, session)) => {
+            let identity = peer.process.unwrap_or_default();
+            let welcome = Welcome {
+                version,
+                layout_version: hshm_proto::LAYOUT_VERSION,
+                identity,
+                session,
+                server_version: VERSION.to_owned(),
+            };
+            if send(socket, &welcome.encode()).await.is_err() {
+                shared.processes.disconnect(session);
+                return None;
+            }
+            debug!(
+                session,
+                uid = peer.uid,
+                pid = identity.pid,
+                client = hello.client_name,
+                "session begins"
+            );
+            Some(Caller { session, peer, layout_version: hello.layout_version })
+        }
+        Err(refusal) => {
+            debug!(uid = peer.uid, why = refusal.message, "refused a client");
+            let _ = send(socket, &refusal.encode()).await;
+            None
+        }
+    }
+}
+
+async fn send(socket: &PacketSocket, packet: &[u8]) -> io::Result<()> {
+    tokio::time::timeout(PATIENCE, socket.send(packet, None)).await?
+}
+
+/// Answers requests until the client has had enough, or sends something that is none.
+async fn converse(
+    shared: &Arc<Shared>,
+    socket: &PacketSocket,
+    caller: &Caller,
+) -> io::Result<&'static str> {
+    // One byte more than is allowed, so that a packet that is too long is not mistaken for one that
+    // just fits.
+    let mut buffer = vec![0; MAX_REQUEST_BYTES + 1];
+    loop {
+        let malformed = |id, why: &dyn std::fmt::Display| Reply {
+            id,
+            body: Err(ErrorReply::new(ErrorCode::Malformed, why, "the connection is closed")),
+        };
+        let complaint = match socket.receive(&mut buffer).await? {
+            Received::Closed => return Ok("closed by the client"),
+            Received::Packet(len) => {
+                let packet = buffer.get(..len).unwrap_or_default();
+                match decode_request(packet) {
+                    Ok(request) => {
+                        respond(shared, socket, caller, request).await?;
+                        continue;
+                    }
+                    Err(error) => malformed(peek_id(packet), &error),
+                }
+            }
+            Received::TooLong => malformed(
+                peek_id(&buffer),
+                &format_args!("a request is longer than {MAX_REQUEST_BYTES} bytes"),
+            ),
+            Received::Descriptors => {
+                malformed(peek_id(&buffer), &"a request came with file descriptors")
+            }
+        };
+        warn!(session = caller.session, uid = caller.peer.uid, reply = ?complaint.body, "malformed request");
+        send(socket, &encode(&complaint)).await?;
+        return Ok("malformed request");
+    }
+}
+
+async fn respond(
+    shared: &Arc<Shared>,
+    socket: &PacketSocket,
+    caller: &Caller,
+    request: hshm_proto::Request,
+) -> io::Result<()> {
+    let (id, verb) = (request.id, request.body.verb());
+    let (body, allocator) = match handle(shared, caller, request.body).await {
+        Ok(outcome) => (Ok(outcome.body), outcome.descriptor_of),
+        Err(error) => {
+            debug!(session = caller.session, verb, %error, "refused a request");
+            (Err(error), None)
+        }
+    };
+    let packet = encode(&Reply { id, body });
+    let descriptor = allocator.as_ref().and_then(|allocator| allocator.backend().fd());
+    match tokio::time::timeout(PATIENCE, socket.send(&packet, descriptor)).await {
+        Ok(sent) => sent,
+        Err(elapsed) => {
+            warn!(
+                session = caller.session,
+                uid = caller.peer.uid,
+                "a client does not read its replies"
+            );
+            Err(elapsed.into())
+        }
+    }
+}
+
+/// The packet of a reply. Pages are cut so that they fit; should one not, the client is told so.
+fn encode(reply: &Reply) -> Vec<u8> {
+    encode_reply(reply).unwrap_or_else(|error| {
+        tracing::error!(%error, "a reply does not fit a packet");
+        let body = Err(crate::error::internal_reply(error));
+        encode_reply(&Reply { id: reply.id, body }).unwrap_or_default()
+    })
+}
