@@ -187,6 +187,15 @@ fn read_record(path: &Path, name: &str) -> Result<Record, String> {
         return Err(format!("it is the record of {:?}", record.name));
     }
     hshm_proto::validate_segment_name(name).map_err(|error| error.to_string())?;
+    if let Some(object) = &record.object {
+        // The directory may have been moved, so that the namespace was another's; but what a record
+        // names may be removed, so it must at least be a segment's object.
+        let ours = object.starts_with("hshm.") && object.ends_with(&format!(".{name}"));
+        hshm_memory::backend::validate_name(object)
+            .ok()
+            .filter(|()| ours)
+            .ok_or_else(|| format!("{object:?} is not how its object would be called"))?;
+    }
     Ok(record)
 }
 
@@ -267,15 +276,17 @@ mod tests {
         let segments = dir.path().join("segments");
         fs::write(segments.join("torn.toml"), "format = 1\nname = \"to").unwrap();
         fs::copy(segments.join("a.toml"), segments.join("other.toml")).unwrap();
+        let stranger = Record { object: Some("somebody-elses".into()), ..record("stranger") };
+        state.write(&stranger).unwrap();
         let future = toml::to_string(&Record { format: 9, ..record("future") }).unwrap();
         fs::write(segments.join("future.toml"), future).unwrap();
         let (records, mut broken) = state.records().unwrap();
         assert_eq!(records, [record("a")]);
         broken.sort();
         let files: Vec<&str> = broken.iter().map(|(file, _)| file.as_str()).collect();
-        assert_eq!(files, ["future.toml", "other.toml", "torn.toml"]);
+        assert_eq!(files, ["future.toml", "other.toml", "stranger.toml", "torn.toml"]);
         state.set_aside("torn.toml").unwrap();
-        assert_eq!(state.records().unwrap().1.len(), 2);
+        assert_eq!(state.records().unwrap().1.len(), 3);
     }
 
     #[test]

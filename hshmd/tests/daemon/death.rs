@@ -1,0 +1,157 @@
+//! Processes that die, and what becomes of what they held.
+
+use hshm_proto::{CreateSegment, ErrorCode, RequestBody, SessionState};
+
+use crate::harness::{Site, wait_until};
+use crate::wire::Client;
+use crate::worker::{Role, Worker};
+
+fn segment(name: &str) -> CreateSegment {
+    CreateSegment { worker_slots: Some(16), ..CreateSegment::new(name, 8 << 20) }
+}
+
+fn holders(client: &mut Client, name: &str) -> u32 {
+    let found = client.list().into_iter().find(|segment| segment.name == name);
+    found.expect("the segment is listed").holders
+}
+
+fn slots_in_use(client: &mut Client, name: &str) -> usize {
+    let inspect = RequestBody::Inspect { name: name.into(), after_slot: 0 };
+    match client.ask(inspect).unwrap() {
+        hshm_proto::ReplyBody::Inspected(page) => page.workers.len(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn check_is_clean(client: &mut Client, name: &str) {
+    match client.ask(RequestBody::Check { name: name.into() }).unwrap() {
+        hshm_proto::ReplyBody::Checked(report) => assert!(report.is_clean(), "{report:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_slots_of_a_killed_client_are_recovered() {
+    let site = Site::new();
+    // No sweep will come to help: it is the pidfd that tells.
+    let config = site.write_config("sweep_interval_ms = 3600000\n");
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    client.create(segment("b"));
+    let worker = Worker::start(&site.socket(), "a", Role::Busy, None);
+    let other = Worker::start(&site.socket(), "a", Role::Connected, None);
+    assert_eq!(holders(&mut client, "a"), 2);
+    let pid = worker.pid();
+    worker.kill();
+    wait_until("the dead worker's slot is recovered", || client.status().recovered_processes == 1);
+    assert_eq!(slots_in_use(&mut client, "a"), 1);
+    assert_eq!(client.status().recovered_slots, 1);
+    check_is_clean(&mut client, "a");
+    let log = daemon.log();
+    let line = log.lines().find(|line| line.contains("recovered what a dead process held"));
+    assert!(line.is_some_and(|line| line.contains(&format!("pid={pid}"))), "{log}");
+    assert!(client.sessions().iter().all(|session| session.process.pid != pid));
+    other.finish();
+    wait_until("the other's slot is free too", || slots_in_use(&mut client, "a") == 0);
+    check_is_clean(&mut client, "a");
+}
+
+#[test]
+fn a_client_that_closed_its_connection_keeps_its_slots_until_it_dies() {
+    let site = Site::new();
+    let config = site.write_config("sweep_interval_ms = 20\n");
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    let worker = Worker::start(&site.socket(), "a", Role::Disconnected, None);
+    wait_until("it is known to hold slots without a connection", || {
+        client.sessions().iter().any(|session| {
+            session.process.pid == worker.pid()
+                && session.state == SessionState::Holding
+                && session.segments == ["a"]
+        })
+    });
+    assert_eq!(holders(&mut client, "a"), 1);
+    let error =
+        client.refused(RequestBody::Destroy { name: "a".into(), force: false }, ErrorCode::InUse);
+    assert!(error.message.contains("1 living process"), "{error}");
+    worker.kill();
+    wait_until("its slot is recovered", || client.status().recovered_slots == 1);
+    assert_eq!(slots_in_use(&mut client, "a"), 0);
+    client.destroy("a", false).unwrap();
+}
+
+#[test]
+fn a_segment_in_use_is_destroyed_only_by_force() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    let workers =
+        [Role::Connected, Role::Busy].map(|role| Worker::start(&site.socket(), "a", role, None));
+    let destroy = |force| RequestBody::Destroy { name: "a".into(), force };
+    let error = client.refused(destroy(false), ErrorCode::InUse);
+    assert!(error.message.contains("2 living processes"), "{error}");
+    assert!(error.advice.contains("--force"), "{error}");
+    assert_eq!(client.names(), ["a"]);
+    client.ask(destroy(true)).unwrap();
+    assert!(client.names().is_empty() && site.objects().is_empty());
+    for worker in workers {
+        // They go on with what they have mapped.
+        assert!(worker.finish().starts_with("did "));
+    }
+}
+
+#[test]
+fn a_segment_that_was_attached_but_not_used_yet_is_in_use_too() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    // This process has it attached twice, which is no obstacle to itself.
+    client.attach("a").unwrap();
+    daemon.client().attach("a").unwrap();
+    client.destroy("a", false).unwrap();
+}
+
+#[test]
+fn workers_that_died_while_there_was_no_daemon_are_recovered_at_its_start() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    let dying = Worker::start(&site.socket(), "a", Role::Busy, None);
+    let living = Worker::start(&site.socket(), "a", Role::Busy, None);
+    drop(client);
+    daemon.crash();
+    dying.kill();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    // Done before the first client came.
+    assert_eq!(client.status().recovered_slots, 1);
+    assert_eq!(slots_in_use(&mut client, "a"), 1);
+    // The other, which never connected to this daemon, is watched.
+    living.kill();
+    wait_until("the other is recovered as well", || client.status().recovered_slots == 2);
+    assert_eq!(slots_in_use(&mut client, "a"), 0);
+    check_is_clean(&mut client, "a");
+}
+
+#[test]
+fn many_workers_killed_at_once_are_all_recovered() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(CreateSegment { size_bytes: 32 << 20, ..segment("a") });
+    for round in 1..=3_u64 {
+        let workers: Vec<Worker> =
+            (0..8).map(|_| Worker::start(&site.socket(), "a", Role::Busy, None)).collect();
+        for worker in workers {
+            worker.kill();
+        }
+        wait_until("all slots are recovered", || client.status().recovered_slots == round * 8);
+        assert_eq!(slots_in_use(&mut client, "a"), 0);
+        check_is_clean(&mut client, "a");
+    }
+}

@@ -1,0 +1,338 @@
+//! Starting, stopping, and what a start makes of what it finds.
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+
+use hshm_memory::BackendKind;
+use hshm_proto::{CreateSegment, ErrorCode, RequestBody};
+use nix::sys::signal::Signal;
+
+use crate::harness::Site;
+use crate::wire::Client;
+use crate::worker::{Role, Worker};
+
+const MIB: u64 = 1 << 20;
+
+fn small(name: &str) -> CreateSegment {
+    CreateSegment { worker_slots: Some(8), ..CreateSegment::new(name, 2 * MIB) }
+}
+
+#[test]
+fn a_daemon_that_was_killed_is_followed_by_one_that_has_its_segments() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    let before = client.create(CreateSegment { mode: 0o640, ..small("kept") });
+    client.create(CreateSegment { backend: BackendKind::Memfd, ..small("memfd") });
+    let allocator = client.allocator("kept");
+    let block = allocator.allocate(100).unwrap();
+    let busy = Worker::start(&site.socket(), "kept", Role::Busy, None);
+    drop(client);
+    daemon.crash();
+    assert!(site.socket().exists(), "a killed daemon cannot clean up");
+    // Who has it mapped goes on meanwhile.
+    allocator.allocate(100).unwrap();
+
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    let found = client.list();
+    let [after] = found.as_slice() else { panic!("one segment: {found:?}") };
+    assert_eq!((&after.name, after.id, after.mode), (&before.name, before.id, 0o640));
+    assert_eq!(after.created_unix_ms, before.created_unix_ms);
+    assert_eq!(after.problem, None);
+    assert!(daemon.log().contains("memfd"), "{}", daemon.log());
+    assert!(!site.record("memfd").exists());
+    let again = client.allocator("kept");
+    assert!(again.usable_bytes(block).unwrap() >= 100, "the block is where it was");
+    let newcomer = Worker::start(&site.socket(), "kept", Role::Connected, None);
+    // Both that were there before are known again, although they never connected to this daemon.
+    crate::harness::wait_until("workers from before the restart are watched", || {
+        let sessions = client.sessions();
+        let has = |pid| sessions.iter().any(|session| session.process.pid == pid);
+        has(std::process::id()) && has(busy.pid()) && has(newcomer.pid())
+    });
+    let said = busy.finish();
+    assert!(said.starts_with("did ") && said != "did 0 rounds", "{said}");
+    newcomer.finish();
+}
+
+#[test]
+fn what_a_killed_daemon_left_half_made_is_cleaned_up() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    for name in ["whole", "half-made", "half-gone", "no-object", "unborn", "gone-already"] {
+        client.create(small(name));
+    }
+    drop(client);
+    daemon.crash();
+    // Each state that a kill between two steps of creation or destruction leaves.
+    let phase = |name: &str, phase: &str| {
+        let text = fs::read_to_string(site.record(name)).unwrap();
+        fs::write(site.record(name), text.replace("\"ready\"", phase)).unwrap();
+    };
+    let object = |name: &str| Path::new("/dev/shm").join(site.namespace().object(name));
+    phase("half-made", "\"creating\"");
+    fs::write(object("half-made"), "").unwrap();
+    phase("unborn", "\"creating\"");
+    fs::remove_file(object("unborn")).unwrap();
+    phase("half-gone", "\"destroying\"");
+    phase("gone-already", "\"destroying\"");
+    fs::remove_file(object("gone-already")).unwrap();
+    fs::remove_file(object("no-object")).unwrap();
+    fs::write(site.state_dir().join("segments/whole.tmp"), "form").unwrap();
+
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    assert_eq!(client.names(), ["whole"]);
+    assert_eq!(site.objects(), [site.namespace().object("whole")]);
+    assert_eq!(fs::read_dir(site.state_dir().join("segments")).unwrap().count(), 1);
+    for name in ["half-made", "half-gone", "no-object", "unborn", "gone-already"] {
+        client.create(small(name));
+    }
+}
+
+#[test]
+fn a_daemon_killed_at_any_moment_leaves_every_segment_whole_or_gone() {
+    let site = Site::new();
+    for round in 0..12_u64 {
+        let daemon = site.start(&["--log-level", "warn"]);
+        let mut client = daemon.client();
+        // Every segment is whole, and nothing else is there.
+        let found = client.list();
+        assert!(found.iter().all(|segment| segment.problem.is_none()), "{found:?}");
+        let mut expected: Vec<String> =
+            found.iter().map(|segment| site.namespace().object(&segment.name)).collect();
+        expected.sort();
+        assert_eq!(site.objects(), expected);
+        assert_eq!(fs::read_dir(site.state_dir().join("segments")).unwrap().count(), found.len());
+        for segment in found {
+            client.attach(&segment.name).unwrap();
+            client.destroy(&segment.name, true).unwrap();
+        }
+        let killed = std::thread::scope(|scope| {
+            let turns = scope.spawn(move || {
+                for turn in 0_u64.. {
+                    let create = RequestBody::Create(small(&format!("s{}", turn % 5)));
+                    let name = format!("s{}", (turn + 2) % 5);
+                    let destroy = RequestBody::Destroy { name, force: false };
+                    if client.try_ask(create).is_none() || client.try_ask(destroy).is_none() {
+                        return turn;
+                    }
+                }
+                0
+            });
+            std::thread::sleep(std::time::Duration::from_micros(20_000 + round * 3_371));
+            daemon.crash();
+            turns.join().unwrap()
+        });
+        assert!(killed < 1_000_000);
+    }
+}
+
+#[test]
+fn a_segment_whose_bytes_are_not_those_of_one_is_kept_aside_until_it_is_destroyed() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    for name in ["good", "foreign", "truncated", "header"] {
+        client.create(small(name));
+    }
+    drop(client);
+    daemon.crash();
+    let object = |name: &str| Path::new("/dev/shm").join(site.namespace().object(name));
+    fs::write(object("foreign"), "not a segment, but long enough to have a header of its own")
+        .unwrap();
+    fs::OpenOptions::new().write(true).open(object("truncated")).unwrap().set_len(100).unwrap();
+    let mut bytes = fs::read(object("header")).unwrap();
+    for byte in bytes.iter_mut().skip(24).take(64) {
+        *byte ^= 0x5a;
+    }
+    fs::write(object("header"), bytes).unwrap();
+
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    assert_eq!(client.names(), ["foreign", "good", "header", "truncated"]);
+    for segment in client.list() {
+        assert_eq!(segment.problem.is_some(), segment.name != "good", "{segment:?}");
+    }
+    assert_eq!(client.status().unusable_segments, 3);
+    for name in ["foreign", "header", "truncated"] {
+        let attach = RequestBody::Attach { name: name.into() };
+        let error = client.refused(attach, ErrorCode::Unusable);
+        assert!(error.advice.contains("destroy"), "{error}");
+        client.refused(
+            RequestBody::Inspect { name: name.into(), after_slot: 0 },
+            ErrorCode::Unusable,
+        );
+        client.refused(RequestBody::Create(small(name)), ErrorCode::Exists);
+        client.destroy(name, false).unwrap();
+        client.create(small(name));
+    }
+}
+
+#[test]
+fn segments_are_found_again_when_their_records_are_lost() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(CreateSegment { mode: 0o666, ..small("lost") });
+    client.create(small("torn"));
+    drop(client);
+    daemon.crash();
+    fs::remove_file(site.record("lost")).unwrap();
+    fs::write(site.record("torn"), "format = 1\nname =").unwrap();
+
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    assert_eq!(client.names(), ["lost", "torn"]);
+    assert!(client.list().iter().all(|found| found.mode == 0o600), "only its owner may use it");
+    assert!(daemon.log().contains("torn.toml"), "{}", daemon.log());
+    client.allocator("lost").allocate(10).unwrap();
+    // The records were written anew.
+    drop(client);
+    daemon.crash();
+    let daemon = site.start(&[]);
+    assert_eq!(daemon.client().names(), ["lost", "torn"]);
+}
+
+#[test]
+fn a_second_daemon_is_refused_whether_it_shares_the_directory_or_the_socket() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    client.create(small("mine"));
+    let said = site.start_in_vain(&[]);
+    assert!(said.contains(&format!("pid {}", daemon.pid())), "{said}");
+
+    let other = Site::new();
+    let socket = site.socket();
+    let mut command = other.command(&[]);
+    let output = command.arg("--socket").arg(&socket).output().unwrap();
+    // clap takes one --socket only.
+    assert_eq!(output.status.code(), Some(2));
+    let config = other.write_config("");
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hshmd"));
+    command.arg("--config").arg(config).arg("--socket").arg(&socket);
+    let output = command.arg("--state-dir").arg(other.state_dir()).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("another daemon listens on"), "{said}");
+    // The first is not disturbed.
+    assert_eq!(client.names(), ["mine"]);
+    assert_eq!(Client::connect(&socket).names(), ["mine"]);
+}
+
+#[test]
+fn what_stands_in_the_sockets_place_is_not_overwritten_unless_it_is_a_dead_socket() {
+    let site = Site::new();
+    fs::write(site.socket(), "precious").unwrap();
+    let said = site.start_in_vain(&[]);
+    assert!(said.contains("no socket"), "{said}");
+    assert_eq!(fs::read_to_string(site.socket()).unwrap(), "precious");
+    fs::remove_file(site.socket()).unwrap();
+
+    let daemon = site.start(&[]);
+    daemon.crash();
+    assert!(fs::metadata(site.socket()).unwrap().file_type().is_socket());
+    let daemon = site.start(&[]);
+    let found = fs::metadata(site.socket()).unwrap();
+    let mode = if found.uid() == 0 { 0o660 } else { 0o600 };
+    assert_eq!(found.permissions().mode() & 0o777, mode);
+    daemon.stop(Signal::SIGTERM);
+    let others: Vec<_> = fs::read_dir(site.socket().parent().unwrap()).unwrap().collect();
+    assert_eq!(others.len(), 1, "only the state directory is left: {others:?}");
+}
+
+#[test]
+fn a_clean_stop_removes_the_socket_and_keeps_the_segments() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let site = Site::new();
+        let daemon = site.start(&[]);
+        let mut client = daemon.client();
+        client.create(small("kept"));
+        daemon.stop(signal);
+        assert!(client.is_closed());
+        assert!(!site.socket().exists());
+        assert_eq!(site.objects().len(), 1);
+        let daemon = site.start(&[]);
+        assert_eq!(daemon.client().names(), ["kept"]);
+    }
+}
+
+#[test]
+fn an_ephemeral_daemon_leaves_nothing() {
+    let site = Site::new();
+    let daemon = site.start(&["--ephemeral"]);
+    let mut client = daemon.client();
+    client.create(small("a"));
+    client.create(CreateSegment { backend: BackendKind::Memfd, ..small("b") });
+    let allocator = client.allocator("a");
+    allocator.allocate(10).unwrap();
+    daemon.stop(Signal::SIGINT);
+    assert!(site.objects().is_empty());
+    assert!(!site.socket().exists());
+    assert_eq!(fs::read_dir(site.state_dir().join("segments")).unwrap().count(), 0);
+    allocator.allocate(10).unwrap();
+}
+
+#[test]
+fn wrong_settings_are_one_line_and_exit_code_1() {
+    let site = Site::new();
+    let config = site.write_config("sokcet = \"/x\"\n");
+    let config = config.to_str().unwrap();
+    for arguments in [vec!["--config", config], vec!["--config", config, "--check-config"]] {
+        let said = site.start_in_vain(&arguments);
+        assert!(said.contains("hshmd.toml") && said.contains("sokcet"), "{said}");
+    }
+    let said = site.start_in_vain(&["--log-level", "lou=d=er"]);
+    assert!(said.contains("log level"), "{said}");
+    let said = site.start_in_vain(&["--config", "/nonexistent/hshmd.toml"]);
+    assert!(said.contains("/nonexistent/hshmd.toml"), "{said}");
+
+    let good = site.write_config("socket_mode = \"0600\"\n[log]\nformat = \"json\"\n");
+    let output =
+        site.command(&["--check-config", "--config", good.to_str().unwrap()]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(!site.socket().exists());
+
+    let group = site.write_config("socket_group = \"no-such-group-here\"\n");
+    let said = site.start_in_vain(&["--config", group.to_str().unwrap(), "--log-level", "error"]);
+    assert!(said.contains("no-such-group-here"), "{said}");
+}
+
+#[test]
+fn a_socket_path_that_is_too_long_or_nowhere_is_told() {
+    let site = Site::new();
+    let state = site.state_dir();
+    let state = state.to_str().unwrap();
+    let try_socket = |socket: &str| {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_hshmd"));
+        command.args(["--socket", socket, "--state-dir", state, "--log-level", "error"]);
+        let output = command.output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        said
+    };
+    let long = site.state_dir().join("x".repeat(150));
+    assert!(try_socket(long.to_str().unwrap()).contains("longer"));
+    assert!(try_socket("/nonexistent/dir/hshmd.sock").contains("/nonexistent/dir"));
+}
+
+#[test]
+fn the_log_is_json_when_asked_for() {
+    let site = Site::new();
+    let daemon = site.start(&["--log-format", "json", "--log-level", "debug"]);
+    drop(daemon.client());
+    crate::harness::wait_until("the session's end is logged", || {
+        daemon.log().contains("closed by the client")
+    });
+    let log = daemon.log();
+    for line in log.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect(line);
+        assert!(value.get("level").is_some() && value.get("message").is_some(), "{line}");
+    }
+    daemon.stop(Signal::SIGTERM);
+}

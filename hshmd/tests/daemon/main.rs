@@ -1,0 +1,16 @@
+//! The daemon's binary, driven through its socket by a client of the test's own: the packets are
+//! what counts here, not the client library.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that meets what it did not expect is to fail there and then"
+)]
+
+mod access;
+mod death;
+mod harness;
+mod lifecycle;
+mod robustness;
+mod segments;
+mod wire;
+mod worker;
