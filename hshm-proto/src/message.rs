@@ -64,7 +64,8 @@ pub enum RequestBody {
     Grow {
         /// The segment.
         name: String,
-        /// The length to reach, in bytes; rounded up to whole units.
+        /// The committed length to reach, in bytes, the segment's own tables included; rounded up
+        /// to whole units.
         size_bytes: u64,
     },
     /// Segments that the caller may see, by ascending name. Answered by [`ReplyBody::Segments`].
@@ -116,9 +117,10 @@ impl RequestBody {
 pub struct CreateSegment {
     /// Its name, unique within the daemon.
     pub name: String,
-    /// How long it is at first, in bytes.
+    /// Room for blocks at first, in bytes. The segment's own tables, some percent of it, come on top
+    /// as far as the capacity allows.
     pub size_bytes: u64,
-    /// How far it can grow, in bytes; the daemon chooses if none is given.
+    /// How far it can grow, in bytes, its own tables included; the daemon chooses if none is given.
     pub capacity_bytes: Option<u64>,
     /// What it is made of.
     pub backend: BackendKind,

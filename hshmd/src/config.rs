@@ -41,9 +41,10 @@ pub struct Config {
 pub struct Limits {
     /// Segments there may be at once.
     pub max_segments: u64,
-    /// Length of the largest segment, in bytes; what the machine has if none.
+    /// Size of the largest segment, in bytes; what the machine has if none.
     pub max_segment_bytes: Option<u64>,
-    /// Length of all segments together, in bytes; no limit but the machine's if none.
+    /// Length of all segments together, in bytes; no limit but the machine's if none. The tables of
+    /// the last one created may go beyond it.
     pub max_total_bytes: Option<u64>,
     /// Connections there may be at once.
     pub max_sessions: usize,

@@ -94,20 +94,20 @@ fn backend_code(error: &BackendError) -> ErrorCode {
 }
 
 /// The reply for a segment that could not be created.
-pub(crate) fn creation_reply(name: &str, size_bytes: u64, error: &SegmentError) -> ErrorReply {
+pub(crate) fn creation_reply(name: &str, error: &SegmentError) -> ErrorReply {
     let failed = |code, why: &dyn std::fmt::Display, advice: &str| {
         ErrorReply::new(code, format_args!("cannot create segment {name:?}: {why}"), advice)
     };
     match error {
         SegmentError::Backend(error) => failed(backend_code(error), error, ""),
         SegmentError::BadOption { .. } => failed(ErrorCode::BadArgument, error, ""),
-        // Found while a new segment is laid out, it means that the size is too small.
-        SegmentError::Truncated { needed_bytes, .. } => failed(
+        // Found while a new segment is laid out, it means that there is no room for its tables.
+        SegmentError::Truncated { found_bytes, needed_bytes } => failed(
             ErrorCode::BadArgument,
             &format_args!(
-                "a size of {size_bytes} bytes is too small: its own tables alone need {needed_bytes} bytes"
+                "its capacity of {found_bytes} bytes is too small: its own tables and the least room for blocks take {needed_bytes}"
             ),
-            "give a larger size, fewer worker slots or a smaller capacity",
+            "give a larger size or capacity, or fewer worker slots",
         ),
         SegmentError::Foreign { .. }
         | SegmentError::LayoutVersion { .. }

@@ -26,6 +26,9 @@ const OBJECT_MODE: u32 = 0o600;
 /// out for that at once, at 0.2 % of it in address space, of which only what is used has memory.
 const DEFAULT_GROWTH: u64 = 8;
 
+/// And at least so far, so that the tables of a tiny one find room.
+const LEAST_DEFAULT_CAPACITY: u64 = 4 << 20;
+
 /// All segments.
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -143,9 +146,8 @@ impl Registry {
         request: &CreateSegment,
     ) -> Result<(ThreadLocalAllocator, Option<ObjectLock>), ErrorReply> {
         let (name, size) = (&request.name, request.size_bytes);
-        let capacity =
-            request.capacity_bytes.unwrap_or_else(|| size.saturating_mul(DEFAULT_GROWTH));
-        let failed = |error: &SegmentError| creation_reply(name, size, error);
+        let capacity = request.capacity_bytes.unwrap_or_else(|| default_capacity(size));
+        let failed = |error: &SegmentError| creation_reply(name, error);
         let options = InitOptions {
             custom_header_bytes: request.custom_header_bytes,
             on_exit: request.on_exit,
@@ -271,6 +273,10 @@ fn backend_number(backend: BackendKind) -> u32 {
         BackendKind::Memfd => 2,
         _ => 0,
     }
+}
+
+fn default_capacity(size_bytes: u64) -> u64 {
+    size_bytes.saturating_mul(DEFAULT_GROWTH).max(LEAST_DEFAULT_CAPACITY)
 }
 
 /// Worker slots for a segment of `size_bytes` whose creator did not say: one for each 64 KiB, so

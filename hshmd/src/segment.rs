@@ -89,7 +89,9 @@ impl Segment {
     /// Living processes that hold worker slots of it, by `/proc`. May take a while.
     pub(crate) fn living_holders(&self) -> Vec<ProcessId> {
         let holders = self.usable().map(ThreadLocalAllocator::holders).unwrap_or_default();
-        holders.into_iter().filter(|process| process.is_alive()).collect()
+        // This daemon holds slots only while it recovers them.
+        let holders = holders.into_iter().filter(|process| process.pid != std::process::id());
+        holders.filter(|process| process.is_alive()).collect()
     }
 
     /// The segment as lists show it. `sessions` have it attached. May take a while.

@@ -27,7 +27,7 @@ fn only_those_whom_the_mode_admits_attach() {
     let config = site.write_config("socket_mode = 0o666\n");
     let daemon = site.start(&["--config", config.to_str().unwrap()]);
     let mut root = daemon.client();
-    let segment = |name: &str, mode| CreateSegment { mode, ..CreateSegment::new(name, 4 << 20) };
+    let segment = |name: &str, mode| CreateSegment { mode, ..CreateSegment::new(name, 16 << 20) };
     root.create(segment("private", 0o600));
     root.create(segment("public", 0o666));
     root.create(segment("readable", 0o644));
@@ -58,7 +58,7 @@ fn slots_of_another_users_process_are_recovered() {
     let config = site.write_config("socket_mode = 0o666\n");
     let daemon = site.start(&["--config", config.to_str().unwrap()]);
     let mut root = daemon.client();
-    root.create(CreateSegment { mode: 0o666, ..CreateSegment::new("a", 4 << 20) });
+    root.create(CreateSegment { mode: 0o666, ..CreateSegment::new("a", 16 << 20) });
     let alice = Worker::start(&site.socket(), "a", Role::Connected, Some(ALICE));
     let bob = Worker::start(&site.socket(), "a", Role::Disconnected, Some(BOB));
     let destroy = RequestBody::Destroy { name: "a".into(), force: false };

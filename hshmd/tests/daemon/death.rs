@@ -7,7 +7,7 @@ use crate::wire::Client;
 use crate::worker::{Role, Worker};
 
 fn segment(name: &str) -> CreateSegment {
-    CreateSegment { worker_slots: Some(16), ..CreateSegment::new(name, 8 << 20) }
+    CreateSegment { worker_slots: Some(16), ..CreateSegment::new(name, 16 << 20) }
 }
 
 fn holders(client: &mut Client, name: &str) -> u32 {

@@ -12,10 +12,11 @@ use crate::harness::Site;
 use crate::wire::Client;
 use crate::worker::{Role, Worker};
 
-const MIB: u64 = 1 << 20;
+/// Of a segment on which nothing depends.
+const SIZE: u64 = 8 << 20;
 
 fn small(name: &str) -> CreateSegment {
-    CreateSegment { worker_slots: Some(8), ..CreateSegment::new(name, 2 * MIB) }
+    CreateSegment { worker_slots: Some(8), ..CreateSegment::new(name, SIZE) }
 }
 
 #[test]
