@@ -1,7 +1,8 @@
 //! How much of anything a message may hold. Both sides enforce them.
 
-/// The longest request packet, in bytes, its id included.
-pub const MAX_REQUEST_BYTES: usize = 64 << 10;
+/// The longest request packet, in bytes, its id included. The longest there is takes a few hundred;
+/// the daemon keeps a buffer of this length for each session.
+pub const MAX_REQUEST_BYTES: usize = 8 << 10;
 
 /// The longest reply packet, in bytes, its id included. A Unix socket's send buffer is 208 KiB by
 /// default and must take a packet whole, overhead included, so a reply stays well below that.

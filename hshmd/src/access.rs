@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use hshm_memory::ProcessId;
 use hshm_proto::{ErrorCode, ErrorReply};
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 
 use crate::pidfd::{self, Liveness};
@@ -41,7 +42,8 @@ impl Peer {
         // connection lives, so only a process that passed its socket on and died could be mistaken.
         let pidfd = match getsockopt(socket, sockopt::PeerPidfd) {
             Ok(pidfd) => pidfd,
-            Err(_) => pidfd::open(pid)?,
+            Err(Errno::ENOPROTOOPT) => pidfd::open(pid)?,
+            Err(errno) => return Err(errno.into()),
         };
         let process = ProcessId::of(pid);
         let groups = supplementary_groups(pid);

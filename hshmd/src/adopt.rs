@@ -12,12 +12,13 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use hshm_memory::{AllocatorId, BackendError, BackendKind, PosixShmMmap, ThreadLocalAllocator};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
-use crate::registry::{Registry, unlink};
+use crate::registry::{Registry, take_or_absent, unlink};
 use crate::segment::{Heap, ObjectLock, Segment};
 use crate::size::format_size;
 use crate::state::{Phase, Record};
@@ -129,7 +130,16 @@ impl Registry {
             if !segment.living_holders().is_empty() {
                 continue;
             }
-            let report = allocator.check();
+            let started = Instant::now();
+            let mut report = allocator.check();
+            if !report.is_clean() {
+                // A process that had it mapped before this daemon started may have begun to use it
+                // just now. What is broken stays broken.
+                std::thread::sleep(Duration::from_millis(100));
+                report = allocator.check();
+            }
+            let (name, elapsed_ms) = (&segment.record.name, started.elapsed().as_millis());
+            debug!(segment = name, elapsed_ms, clean = report.is_clean(), "checked");
             let Some(first) = report.violations.first() else { continue };
             let reason = format!(
                 "its heap is corrupt: {} broken invariants, the first at {:#x}: {}",
@@ -179,11 +189,8 @@ fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
 /// Takes the name of a half-made segment's object away, unless another daemon has it.
 fn remove_own_object(record: &Record) -> Result<(), String> {
     let Some(object) = &record.object else { return Ok(()) };
-    match PosixShmMmap::open(object) {
-        Err(BackendError::NotFound { .. }) => return Ok(()),
-        Err(error) => return Err(error.to_string()),
-        Ok(_) => {}
+    match take_or_absent(object)? {
+        None => Ok(()),
+        Some(_taken) => unlink(record).map_err(|error| error.to_string()),
     }
-    let _taken = ObjectLock::take(object)?;
-    unlink(record).map_err(|error| error.to_string())
 }

@@ -9,7 +9,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::error::DaemonError;
@@ -28,6 +28,10 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// Threads that may block, and how many of them serve clients' requests; the rest is the reaper's.
 const BLOCKING_THREADS: usize = 16;
 const CLIENT_BLOCKING_THREADS: usize = 12;
+
+/// Connections beyond the limit on sessions that may be open for a greeting, or its refusal. Further
+/// ones wait in the kernel's queue.
+const MAX_STRANGERS: usize = 128;
 
 /// How long sessions may take to finish what they are doing when the daemon stops.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -118,7 +122,7 @@ async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(),
     }
     sweeping.abort();
     if shared.config.remove_on_shutdown {
-        remove_all(&shared.registry);
+        shared.registry.remove_all();
     }
     info!("stopped");
     Ok(())
@@ -131,17 +135,27 @@ async fn accept_until(
     signals: &mut Signals,
     sessions: &mut JoinSet<()>,
 ) -> &'static str {
+    let most = shared.config.limits.max_sessions.saturating_add(MAX_STRANGERS);
+    let mut failing = false;
     loop {
         tokio::select! {
             signal = signals.next() => return signal,
-            _ = sessions.join_next(), if !sessions.is_empty() => {}
-            accepted = listener.accept() => match accepted {
+            ended = sessions.join_next(), if !sessions.is_empty() => {
+                if let Some(Err(error)) = ended {
+                    error!(%error, "a session failed inside the daemon");
+                }
+            }
+            accepted = listener.accept(), if sessions.len() < most => match accepted {
                 Ok(socket) => {
+                    failing = false;
                     sessions.spawn(serve(Arc::clone(shared), socket));
                 }
                 Err(error) => {
+                    if !failing {
+                        warn!(%error, "cannot accept connections");
+                    }
+                    failing = true;
                     // Most likely too many open files; accepting again at once would only spin.
-                    warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -173,15 +187,6 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
-        }
-    }
-}
-
-fn remove_all(registry: &Registry) {
-    for segment in registry.all() {
-        match registry.remove(&segment) {
-            Ok(()) => info!(segment = segment.record.name, "removed"),
-            Err(error) => warn!(segment = segment.record.name, %error, "cannot remove a segment"),
         }
     }
 }

@@ -139,3 +139,8 @@ pub(crate) fn allocator_reply(verb: &str, name: &str, error: &AllocError) -> Err
 pub(crate) fn internal_reply(what: impl std::fmt::Display) -> ErrorReply {
     ErrorReply::new(ErrorCode::Internal, what, "see the daemon's log")
 }
+
+/// The reply to what comes too late.
+pub(crate) fn shutting_down() -> ErrorReply {
+    ErrorReply::new(ErrorCode::ShuttingDown, "hshmd is shutting down", "try again later")
+}

@@ -12,7 +12,7 @@ use tracing::{error, info};
 
 use crate::access::Peer;
 use crate::daemon::Shared;
-use crate::error::internal_reply;
+use crate::error::{internal_reply, shutting_down};
 use crate::segment::Segment;
 
 /// Whoever asks.
@@ -85,9 +85,7 @@ async fn blocking(
     work: impl FnOnce(&Shared, &Caller) -> Result<ReplyBody, ErrorReply> + Send + 'static,
 ) -> Result<ReplyBody, ErrorReply> {
     let permit = Arc::clone(&shared.blocking_permits).acquire_owned().await;
-    let permit = permit.map_err(|_| {
-        ErrorReply::new(ErrorCode::ShuttingDown, "the daemon is shutting down", "try again later")
-    })?;
+    let permit = permit.map_err(|_| shutting_down())?;
     let (shared, caller) = (Arc::clone(shared), caller.clone());
     let task = tokio::task::spawn_blocking(move || {
         let result = work(&shared, &caller);

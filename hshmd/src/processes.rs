@@ -53,6 +53,21 @@ struct Watched {
     watcher: AbortHandle,
 }
 
+/// A connection's entry, which goes with this value. Its process stays watched while it holds worker
+/// slots.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    processes: Arc<Processes>,
+    /// The session's number.
+    pub(crate) number: u64,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.processes.table().connections.remove(&self.number);
+    }
+}
+
 /// Counts for the status reply.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Counts {
@@ -83,14 +98,14 @@ impl Processes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A new connection's number, unless there are `limit` already.
+    /// Enters a new connection, unless there are `limit` already.
     pub(crate) fn connect(
-        &self,
+        self: &Arc<Self>,
         peer: &Peer,
         client_name: &str,
         close: Arc<Notify>,
         limit: usize,
-    ) -> Option<u64> {
+    ) -> Option<Connected> {
         let mut table = self.table();
         if table.connections.len() >= limit {
             return None;
@@ -104,12 +119,7 @@ impl Processes {
             close,
         };
         table.connections.insert(number, connection);
-        Some(number)
-    }
-
-    /// The connection is closed. Its process stays watched while it holds worker slots.
-    pub(crate) fn disconnect(&self, number: u64) {
-        self.table().connections.remove(&number);
+        Some(Connected { processes: Arc::clone(self), number })
     }
 
     pub(crate) fn attach(&self, number: u64, segment: &str) {

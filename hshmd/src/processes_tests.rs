@@ -7,7 +7,7 @@ fn peer(uid: u32, pid: u32) -> Peer {
     Peer { uid, gid: uid, groups: Vec::new(), process }
 }
 
-fn connect(processes: &Processes, peer: &Peer) -> u64 {
+fn connect(processes: &Arc<Processes>, peer: &Peer) -> Connected {
     processes.connect(peer, "test", Arc::default(), 1000).unwrap()
 }
 
@@ -18,22 +18,24 @@ fn watcher() -> AbortHandle {
 
 #[test]
 fn sessions_beyond_the_limit_are_refused() {
-    let processes = Processes::default();
+    let processes = Arc::new(Processes::default());
     let first = processes.connect(&peer(1, 1), "a", Arc::default(), 1).unwrap();
     assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_none());
-    processes.disconnect(first);
+    drop(first);
     assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_some());
 }
 
 #[test]
 fn pages_hold_every_session_once_and_only_what_the_viewer_may_see() {
-    let processes = Processes::default();
+    let processes = Arc::new(Processes::default());
     let me = nix::unistd::geteuid().as_raw();
     let stranger = 4_000_001;
-    for n in 0..(SESSIONS_PER_PAGE + 5) {
-        let uid = if n < 3 { stranger } else { me };
-        connect(&processes, &peer(uid, u32::try_from(n).unwrap() + 1));
-    }
+    let _open: Vec<Connected> = (0..SESSIONS_PER_PAGE + 5)
+        .map(|n| {
+            let uid = if n < 3 { stranger } else { me };
+            connect(&processes, &peer(uid, u32::try_from(n).unwrap() + 1))
+        })
+        .collect();
     let admin = peer(0, 99);
     let (first, more) = processes.page(None, &admin);
     assert!(more && first.len() == SESSIONS_PER_PAGE);
@@ -46,7 +48,7 @@ fn pages_hold_every_session_once_and_only_what_the_viewer_may_see() {
 
 #[tokio::test]
 async fn a_process_without_connection_stays_watched_only_while_it_holds_slots() {
-    let processes = Processes::default();
+    let processes = Arc::new(Processes::default());
     let client = peer(1, 7);
     let process = client.process.unwrap();
     let number = connect(&processes, &client);
@@ -55,7 +57,7 @@ async fn a_process_without_connection_stays_watched_only_while_it_holds_slots() 
 
     processes.update_holders(&HashMap::new());
     assert!(processes.is_watched(process), "it is connected");
-    processes.disconnect(number);
+    drop(number);
     let holders = HashMap::from([(process, BTreeSet::from(["s".to_owned()]))]);
     processes.update_holders(&holders);
     let (sessions, _) = processes.page(None, &peer(0, 99));
@@ -70,11 +72,11 @@ async fn a_process_without_connection_stays_watched_only_while_it_holds_slots() 
 
 #[tokio::test]
 async fn a_death_closes_the_connections_of_that_process_alone() {
-    let processes = Processes::default();
+    let processes = Arc::new(Processes::default());
     let (dead, other) = (peer(1, 7), peer(1, 8));
     let (close_dead, close_other) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    processes.connect(&dead, "a", Arc::clone(&close_dead), 9).unwrap();
-    processes.connect(&other, "b", Arc::clone(&close_other), 9).unwrap();
+    let _dead = processes.connect(&dead, "a", Arc::clone(&close_dead), 9).unwrap();
+    let _other = processes.connect(&other, "b", Arc::clone(&close_other), 9).unwrap();
     processes.died(dead.process.unwrap());
     close_dead.notified().await;
     let pending =
@@ -84,16 +86,16 @@ async fn a_death_closes_the_connections_of_that_process_alone() {
 
 #[test]
 fn what_a_session_attached_counts_until_it_detaches() {
-    let processes = Processes::default();
+    let processes = Arc::new(Processes::default());
     let (a, b) = (connect(&processes, &peer(1, 7)), connect(&processes, &peer(1, 8)));
-    processes.attach(a, "s");
-    processes.attach(b, "s");
-    processes.attach(b, "t");
+    processes.attach(a.number, "s");
+    processes.attach(b.number, "s");
+    processes.attach(b.number, "t");
     assert_eq!(processes.attached("s").0, 2);
-    assert!(processes.detach(a, "s"));
-    assert!(!processes.detach(a, "s"));
+    assert!(processes.detach(a.number, "s"));
+    assert!(!processes.detach(a.number, "s"));
     assert_eq!(processes.attached("s").1, [peer(1, 8).process.unwrap()]);
-    processes.disconnect(b);
+    drop(b);
     assert_eq!(processes.attached("s").0, 0);
     assert_eq!(processes.attached("t").0, 0);
 }

@@ -12,7 +12,7 @@ use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
 
 use crate::access::Peer;
 use crate::config::Limits;
-use crate::error::{allocator_reply, creation_reply, internal_reply};
+use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
 use crate::paths::Namespace;
 use crate::quota::{Demand, Usage};
 use crate::segment::{Heap, ObjectLock, Segment, SharedSegment};
@@ -36,8 +36,9 @@ pub(crate) struct Registry {
     pub(crate) namespace: Namespace,
     limits: Limits,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
-    /// Held by whoever creates, destroys or grows, so that limits and names hold meanwhile.
-    change: Mutex<()>,
+    /// Held by whoever creates, destroys or grows, so that limits and names hold meanwhile. True when
+    /// nothing may be created any more.
+    change: Mutex<bool>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -47,7 +48,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Registry {
     pub(crate) fn new(state: StateDir, namespace: Namespace, limits: Limits) -> Self {
-        let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(()));
+        let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(false));
         Self { state, namespace, limits, segments, change }
     }
 
@@ -90,7 +91,10 @@ impl Registry {
         request: &CreateSegment,
         owner: &Peer,
     ) -> Result<SharedSegment, ErrorReply> {
-        let _changing = lock(&self.change);
+        let changing = lock(&self.change);
+        if *changing {
+            return Err(shutting_down());
+        }
         let name = &request.name;
         if self.get(name).is_ok() {
             return Err(ErrorReply::new(
@@ -208,9 +212,33 @@ impl Registry {
         self.remove(&segment)
     }
 
+    /// Takes all segments away, whoever uses them, and lets no more be created.
+    pub(crate) fn remove_all(&self) {
+        let mut changing = lock(&self.change);
+        *changing = true;
+        for segment in self.all() {
+            let name = &segment.record.name;
+            match self.remove(&segment) {
+                Ok(()) => tracing::info!(segment = name, "removed"),
+                Err(error) => tracing::warn!(segment = name, %error, "cannot remove a segment"),
+            }
+        }
+    }
+
     /// Takes a segment away, whoever uses it.
-    pub(crate) fn remove(&self, segment: &Segment) -> Result<(), ErrorReply> {
+    fn remove(&self, segment: &Segment) -> Result<(), ErrorReply> {
         let record = &segment.record;
+        // Kept to the end, so that no other daemon takes the object for an orphan meanwhile.
+        let _taken = match (&segment.lock, &record.object) {
+            (None, Some(object)) => take_or_absent(object).map_err(|why| {
+                ErrorReply::new(
+                    ErrorCode::Unusable,
+                    format_args!("cannot destroy segment {:?}: {why}", record.name),
+                    "ask that daemon",
+                )
+            })?,
+            _ => None,
+        };
         self.write(&Record { phase: Phase::Destroying, ..record.clone() })?;
         // Died here: the next start finishes it.
         unlink(record).map_err(internal_reply)?;
@@ -284,6 +312,18 @@ fn default_capacity(size_bytes: u64) -> u64 {
 fn default_worker_slots(size_bytes: u64) -> u32 {
     let most = InitOptions::default().worker_slots;
     u32::try_from(size_bytes >> 16).unwrap_or(most).clamp(16, most)
+}
+
+/// Takes an object, unless it is gone.
+///
+/// # Errors
+/// Who has it.
+pub(crate) fn take_or_absent(object: &str) -> Result<Option<ObjectLock>, String> {
+    match PosixShmMmap::open(object) {
+        Err(hshm_memory::BackendError::NotFound { .. }) => Ok(None),
+        Err(error) => Err(error.to_string()),
+        Ok(_) => ObjectLock::take(object).map(Some),
+    }
 }
 
 /// Takes the name of a segment's object away; it may be gone already.

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use crate::access::Peer;
 use crate::daemon::{Shared, VERSION};
 use crate::handlers::{Caller, handle};
+use crate::processes::Connected;
 use crate::socket::{PacketSocket, Received};
 
 /// How long a client may take to send its greeting, or to read a reply.
@@ -41,7 +42,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         }
     };
     let close = Arc::new(Notify::new());
-    let Some(caller) = greet(&shared, &socket, peer, &close).await else { return };
+    let Some((caller, connected)) = greet(&shared, &socket, peer, &close).await else { return };
     let session = caller.session;
     if let (Some(process), Some(pidfd)) = (caller.peer.process, pidfd)
         && let Err(error) = shared.watcher.watch(process, Some(&caller.peer), pidfd)
@@ -55,7 +56,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         () = close.notified() => Ok("the process died"),
         ended = converse(&shared, &socket, &caller) => ended,
     };
-    shared.processes.disconnect(session);
+    drop(connected);
     match ended {
         Ok(why) => debug!(session, why, "session ended"),
         Err(error) => debug!(session, %error, "session broken off"),
@@ -68,7 +69,7 @@ async fn greet(
     socket: &PacketSocket,
     peer: Peer,
     close: &Arc<Notify>,
-) -> Option<Caller> {
+) -> Option<(Caller, Connected)> {
     let mut buffer = [0; MAX_HANDSHAKE_BYTES + 1];
     let received = tokio::time::timeout(PATIENCE, socket.receive(&mut buffer)).await.ok()?.ok()?;
     let hello = match received {
@@ -119,8 +120,9 @@ async fn greet(
             Ok((hello, version, session))
         });
     match accepted {
-        Ok((hello, version, session)) => {
+        Ok((hello, version, connected)) => {
             let identity = peer.process.unwrap_or_default();
+            let session = connected.number;
             let welcome = Welcome {
                 version,
                 layout_version: hshm_proto::LAYOUT_VERSION,
@@ -128,10 +130,7 @@ async fn greet(
                 session,
                 server_version: VERSION.to_owned(),
             };
-            if send(socket, &welcome.encode()).await.is_err() {
-                shared.processes.disconnect(session);
-                return None;
-            }
+            send(socket, &welcome.encode()).await.ok()?;
             debug!(
                 session,
                 uid = peer.uid,
@@ -139,7 +138,8 @@ async fn greet(
                 client = hello.client_name,
                 "session begins"
             );
-            Some(Caller { session, peer, layout_version: hello.layout_version })
+            let caller = Caller { session, peer, layout_version: hello.layout_version };
+            Some((caller, connected))
         }
         Err(refusal) => {
             debug!(uid = peer.uid, why = refusal.message, "refused a client");

@@ -155,7 +155,6 @@ impl Daemon<'_> {
         self.signal(signal);
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}:\n{}", self.log());
-        assert!(!self.log().contains("panicked"), "{}", self.log());
         status
     }
 }
@@ -164,9 +163,11 @@ impl Drop for Daemon<'_> {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+        let log = self.log();
         if std::thread::panicking() {
-            let mut err = std::io::stderr();
-            let _ = std::io::Write::write_all(&mut err, self.log().as_bytes());
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), log.as_bytes());
+        } else {
+            assert!(!log.contains("panicked"), "{log}");
         }
     }
 }

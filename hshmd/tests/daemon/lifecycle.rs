@@ -97,7 +97,7 @@ fn what_a_killed_daemon_left_half_made_is_cleaned_up() {
 #[test]
 fn a_daemon_killed_at_any_moment_leaves_every_segment_whole_or_gone() {
     let site = Site::new();
-    for round in 0..12_u64 {
+    for round in 0..40_u64 {
         let daemon = site.start(&["--log-level", "warn"]);
         let mut client = daemon.client();
         // Every segment is whole, and nothing else is there.
@@ -124,7 +124,7 @@ fn a_daemon_killed_at_any_moment_leaves_every_segment_whole_or_gone() {
                 }
                 0
             });
-            std::thread::sleep(std::time::Duration::from_micros(20_000 + round * 3_371));
+            std::thread::sleep(std::time::Duration::from_micros(10_000 + round * 1_371));
             daemon.crash();
             turns.join().unwrap()
         });
@@ -276,6 +276,97 @@ fn an_ephemeral_daemon_leaves_nothing() {
     assert!(!site.socket().exists());
     assert_eq!(fs::read_dir(site.state_dir().join("segments")).unwrap().count(), 0);
     allocator.allocate(10).unwrap();
+}
+
+#[test]
+fn an_ephemeral_daemon_leaves_nothing_even_if_it_is_stopped_at_work() {
+    for round in 0..8_u64 {
+        let site = Site::new();
+        let daemon = site.start(&["--ephemeral"]);
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let mut client = daemon.client();
+                scope.spawn(move || {
+                    for turn in 0_u64.. {
+                        let create = RequestBody::Create(small(&format!("s{thread}-{turn}")));
+                        if client.try_ask(create).is_none() {
+                            return;
+                        }
+                    }
+                });
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5 + round * 3));
+            daemon.stop(Signal::SIGTERM);
+        });
+        assert!(site.objects().is_empty());
+        assert_eq!(fs::read_dir(site.state_dir().join("segments")).unwrap().count(), 0);
+    }
+}
+
+#[test]
+fn an_object_that_another_daemon_has_is_never_touched() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    for name in ["listed", "half-made", "orphan"] {
+        client.create(small(name));
+    }
+    drop(client);
+    daemon.crash();
+    let text = fs::read_to_string(site.record("half-made")).unwrap();
+    fs::write(site.record("half-made"), text.replace("\"ready\"", "\"creating\"")).unwrap();
+    fs::remove_file(site.record("orphan")).unwrap();
+    // This process plays the other daemon, one that sees the same /dev/shm from another container.
+    let taken: Vec<_> = site
+        .objects()
+        .iter()
+        .map(|object| {
+            let file = fs::File::open(Path::new("/dev/shm").join(object)).unwrap();
+            nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).unwrap()
+        })
+        .collect();
+
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    assert_eq!(client.names(), ["half-made", "listed"]);
+    for name in ["half-made", "listed"] {
+        let error = client.refused(RequestBody::Attach { name: name.into() }, ErrorCode::Unusable);
+        assert!(error.message.contains("another daemon"), "{error}");
+        let destroy = RequestBody::Destroy { name: name.into(), force: true };
+        client.refused(destroy, ErrorCode::Unusable);
+    }
+    assert_eq!(site.objects().len(), 3);
+    drop(client);
+    daemon.crash();
+    drop(taken);
+    // The other is gone: everything is as it would have been without it.
+    let daemon = site.start(&[]);
+    let mut client = daemon.client();
+    assert_eq!(client.names(), ["listed", "orphan"]);
+    assert!(client.list().iter().all(|segment| segment.problem.is_none()));
+    assert_eq!(site.objects().len(), 2);
+}
+
+#[test]
+fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
+    let site = Site::new();
+    let path = site.state_dir().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(std::time::Duration::from_secs(120))).unwrap();
+    let mut command = site.command(&["--log-level", "error"]);
+    let mut child = command.env("NOTIFY_SOCKET", &path).spawn().unwrap();
+    let told = || {
+        let mut buffer = [0; 512];
+        let len = manager.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer.get(..len).unwrap().to_vec()).unwrap()
+    };
+    assert!(told().contains("READY=1"));
+    // Ready means that clients can connect.
+    Client::connect(&site.socket());
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(told().contains("STOPPING=1"));
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]
