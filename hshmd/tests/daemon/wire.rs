@@ -79,12 +79,17 @@ impl Client {
         let mut control = nix::cmsg_space!([RawFd; 8]);
         let mut parts = [IoSliceMut::new(&mut buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-        let received =
-            match recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut control), flags) {
-                Ok(received) => received,
+        let received = loop {
+            let fd = self.socket.as_raw_fd();
+            match recvmsg::<()>(fd, &mut parts, Some(&mut control), flags) {
+                // Receiving with a timeout is interrupted even when the process is merely stopped
+                // and goes on.
+                Err(nix::errno::Errno::EINTR) => {}
                 Err(nix::errno::Errno::ECONNRESET) => return (Vec::new(), Vec::new()),
                 Err(errno) => panic!("no packet from the daemon: {errno}"),
-            };
+                Ok(received) => break received,
+            }
+        };
         let bad = MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC;
         assert!(!received.flags.intersects(bad), "a packet was cut: {:?}", received.flags);
         let mut fds = Vec::new();
