@@ -1,0 +1,393 @@
+//! Requests to the daemon.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::process;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use hshm_memory::report::WorkerReport;
+use hshm_memory::{CheckReport, HeapReport};
+use hshm_proto::{
+    CreateSegment, ReplyBody, RequestBody, SegmentInfo, SessionInfo, StatusInfo,
+    validate_client_name,
+};
+
+use crate::connection::{Answer, Connection, Failure};
+use crate::error::Error;
+use crate::segment::Segment;
+use crate::target::Target;
+
+/// A line to the daemon. Cheap to clone; all clones share one connection.
+///
+/// Requests of several threads wait for one another. When the daemon was restarted, the next request
+/// opens a new connection. A child of `fork` gets a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Inner {
+    target: Target,
+    timeout: Duration,
+    name: String,
+    /// The state of the process that made the client; those of its forked children hang on it.
+    first: ProcessState,
+}
+
+/// What belongs to one process. A child of `fork` must not use its parent's connection, whose
+/// replies both would read, nor even wait for its lock, which a thread that was not forked along may
+/// hold. So it appends a state of its own.
+#[derive(Debug)]
+struct ProcessState {
+    pid: u32,
+    link: Mutex<Link>,
+    next: OnceLock<Box<ProcessState>>,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    connection: Option<Connection>,
+    /// How often each segment is attached by this process.
+    attached: BTreeMap<String, usize>,
+}
+
+impl ProcessState {
+    fn new() -> Self {
+        Self { pid: process::id(), link: Mutex::default(), next: OnceLock::new() }
+    }
+}
+
+/// How a [`Client`] is to reach the daemon.
+#[derive(Clone, Debug)]
+pub struct ClientBuilder {
+    socket: Option<PathBuf>,
+    timeout: Duration,
+    name: Option<String>,
+}
+
+/// A segment seen from the daemon.
+#[derive(Clone, Debug)]
+pub struct Inspection {
+    /// How the lists show it.
+    pub segment: SegmentInfo,
+    /// Its heap, with all workers.
+    pub heap: HeapReport,
+}
+
+impl ClientBuilder {
+    /// The socket where the daemon listens. Without it: `HSHM_SOCKET` if set, otherwise the user's
+    /// own daemon if there is one, otherwise the system's.
+    #[must_use]
+    pub fn socket(mut self, path: impl Into<PathBuf>) -> Self {
+        self.socket = Some(path.into());
+        self
+    }
+
+    /// How long to wait for the answer to a request; 30 seconds if not set.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// What the daemon's lists and logs call this process; the name of its executable if not set.
+    #[must_use]
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`Error::NoDaemon`], [`Error::SocketPermission`], [`Error::BadSocket`], [`Error::Version`],
+    /// [`Error::Timeout`], or a reason that the daemon gives.
+    pub fn connect(self) -> Result<Client, Error> {
+        let name = self.name.unwrap_or_else(executable_name);
+        validate_client_name(&name)?;
+        let target = self.socket.map_or_else(Target::from_environment, Target::at);
+        let inner = Inner { target, timeout: self.timeout, name, first: ProcessState::new() };
+        let connection = inner.open()?;
+        inner.lock().connection = Some(connection);
+        Ok(Client { inner: Arc::new(inner) })
+    }
+}
+
+impl Client {
+    /// Connects to the daemon at `HSHM_SOCKET` if set, otherwise to the user's own daemon if there
+    /// is one, otherwise to the system's.
+    ///
+    /// # Errors
+    /// See [`ClientBuilder::connect`].
+    pub fn connect() -> Result<Self, Error> {
+        Self::builder().connect()
+    }
+
+    /// A client that is to be set up differently.
+    #[must_use]
+    pub fn builder() -> ClientBuilder {
+        ClientBuilder { socket: None, timeout: Duration::from_secs(30), name: None }
+    }
+
+    /// Makes a segment with an allocator in it.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if the name is taken or cannot be one, an option is out of its range, a
+    /// quota would be exceeded or there is not enough memory; or what can befall any request:
+    /// [`Error::NoDaemon`], [`Error::Timeout`], [`Error::Disconnected`].
+    pub fn create(&self, options: &CreateSegment) -> Result<SegmentInfo, Error> {
+        let reply = self.inner.request(RequestBody::Create(options.clone()))?;
+        let ReplyBody::Created(segment) = reply else { return Err(unexpected("create")) };
+        Ok(segment)
+    }
+
+    /// Maps a segment into this process. It is let go of when the last clone of the result is
+    /// dropped.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if there is no such segment or this user may not use it;
+    /// [`Error::Segment`] if what stands in it is not usable; or as for any request.
+    pub fn attach(&self, name: &str) -> Result<Segment, Error> {
+        let body = RequestBody::Attach { name: name.to_owned() };
+        let reply = self.inner.exchange(&body)?;
+        let (ReplyBody::Attached(descriptor), Some(file)) = reply else {
+            return Err(unexpected("attach"));
+        };
+        *self.inner.lock().attached.entry(descriptor.name.clone()).or_default() += 1;
+        Segment::open(Arc::clone(&self.inner), descriptor, file)
+    }
+
+    /// Unlinks a segment. Processes that have it attached keep its memory until they let go of it.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] with [`ErrorCode::InUse`](crate::ErrorCode::InUse) if living processes
+    /// hold worker slots of it and `force` is not set, or if there is no such segment or this user
+    /// may not destroy it; or as for any request.
+    pub fn destroy(&self, name: &str, force: bool) -> Result<(), Error> {
+        self.inner.expect_done(RequestBody::Destroy { name: name.to_owned(), force })
+    }
+
+    /// Makes a segment at least `size_bytes` long, for all who have it attached, and returns its
+    /// length.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if there is no such segment, this user may not grow it, or the size is
+    /// beyond its capacity, a quota or the machine's memory; or as for any request.
+    pub fn grow(&self, name: &str, size_bytes: u64) -> Result<u64, Error> {
+        let reply = self.inner.request(RequestBody::Grow { name: name.to_owned(), size_bytes })?;
+        let ReplyBody::Grown { committed_bytes } = reply else { return Err(unexpected("grow")) };
+        Ok(committed_bytes)
+    }
+
+    /// The segments that this user may see, by ascending name.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub fn list(&self) -> Result<Vec<SegmentInfo>, Error> {
+        let mut all: Vec<SegmentInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|segment| segment.name.clone());
+            let reply = self.inner.request(RequestBody::List { after })?;
+            let ReplyBody::Segments { segments, more } = reply else {
+                return Err(unexpected("list"));
+            };
+            let go_on = more && !segments.is_empty();
+            all.extend(segments);
+            if !go_on {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// A segment's geometry and heap.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if there is no such segment, this user may not see it, or it is unusable;
+    /// or as for any request.
+    pub fn inspect(&self, name: &str) -> Result<Inspection, Error> {
+        let mut workers: Vec<WorkerReport> = Vec::new();
+        loop {
+            let after_slot = workers.last().map_or(0, |worker| worker.slot);
+            let body = RequestBody::Inspect { name: name.to_owned(), after_slot };
+            let reply = self.inner.request(body)?;
+            let ReplyBody::Inspected(page) = reply else { return Err(unexpected("inspect")) };
+            let go_on = page.more_workers && !page.workers.is_empty();
+            workers.extend(page.workers);
+            if !go_on {
+                let heap = HeapReport { workers, ..page.heap };
+                return Ok(Inspection { segment: page.segment, heap });
+            }
+        }
+    }
+
+    /// Walks a segment's whole heap and asserts its invariants. While others allocate, what they do
+    /// meanwhile may show as violations.
+    ///
+    /// # Errors
+    /// As for [`Client::inspect`].
+    pub fn check(&self, name: &str) -> Result<CheckReport, Error> {
+        let reply = self.inner.request(RequestBody::Check { name: name.to_owned() })?;
+        let ReplyBody::Checked(report) = reply else { return Err(unexpected("check")) };
+        Ok(report)
+    }
+
+    /// The processes that the daemon knows.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub fn sessions(&self) -> Result<Vec<SessionInfo>, Error> {
+        let mut all: Vec<SessionInfo> = Vec::new();
+        loop {
+            let after = all.last().map(|session| session.session);
+            let reply = self.inner.request(RequestBody::Sessions { after })?;
+            let ReplyBody::Sessions { sessions, more } = reply else {
+                return Err(unexpected("sessions"));
+            };
+            let go_on = more && !sessions.is_empty();
+            all.extend(sessions);
+            if !go_on {
+                return Ok(all);
+            }
+        }
+    }
+
+    /// The daemon itself.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub fn status(&self) -> Result<StatusInfo, Error> {
+        let reply = self.inner.request(RequestBody::Status)?;
+        let ReplyBody::Status(status) = reply else { return Err(unexpected("status")) };
+        Ok(status)
+    }
+
+    /// Whether the daemon answers.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub fn ping(&self) -> Result<(), Error> {
+        self.inner.expect_done(RequestBody::Ping)
+    }
+}
+
+impl Inner {
+    /// This process's state.
+    fn state(&self) -> &ProcessState {
+        let pid = process::id();
+        let mut state = &self.first;
+        while state.pid != pid {
+            // The parent's. This copy of its socket would keep the session's connection open after
+            // the parent's death; if the lock is free, so is the way to close it.
+            if let Ok(mut link) = state.link.try_lock() {
+                link.connection = None;
+            }
+            state = state.next.get_or_init(|| Box::new(ProcessState::new()));
+        }
+        state
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Link> {
+        // A panic while the lock was held left no connection: it is taken out during a request.
+        self.state().link.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A connection to the first daemon there is.
+    fn open(&self) -> Result<Connection, Error> {
+        for socket in self.target.sockets() {
+            self.target.require_trusted(socket)?;
+            if let Some(connection) = Connection::open(socket, &self.name, self.timeout)? {
+                return Ok(connection);
+            }
+        }
+        Err(Error::NoDaemon { sockets: self.target.sockets().to_vec() })
+    }
+
+    /// A connection in the place of one that broke. The daemon is told again what this session
+    /// uses; a segment that is gone by now is no reason to fail.
+    fn reopen(&self, link: &Link) -> Result<Connection, Error> {
+        let mut connection = self.open()?;
+        for name in link.attached.keys() {
+            let body = RequestBody::Attach { name: name.clone() };
+            if connection.call(&body, self.timeout).is_err() {
+                return self.open();
+            }
+        }
+        Ok(connection)
+    }
+
+    fn request(&self, body: RequestBody) -> Result<ReplyBody, Error> {
+        self.exchange(&body).map(|(reply, _)| reply)
+    }
+
+    fn expect_done(&self, body: RequestBody) -> Result<(), Error> {
+        let verb = body.verb();
+        let ReplyBody::Done = self.request(body)? else { return Err(unexpected(verb)) };
+        Ok(())
+    }
+
+    /// Sends a request, over a new connection if the old one broke.
+    fn exchange(&self, body: &RequestBody) -> Result<(ReplyBody, Option<OwnedFd>), Error> {
+        body.validate()?;
+        let mut link = self.lock();
+        let mut may_reconnect = link.connection.is_some();
+        loop {
+            let mut connection = match link.connection.take() {
+                Some(connection) => connection,
+                None => self.reopen(&link)?,
+            };
+            let lost = match connection.call(body, self.timeout) {
+                Ok(answer) => {
+                    link.connection = Some(connection);
+                    let (reply, file): Answer = answer;
+                    return Ok((reply?, file));
+                }
+                // The connection goes with the error: a late reply on it would answer nothing.
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::NotSent) => false,
+                Err(Failure::Lost) => true,
+            };
+            if !may_reconnect || (lost && !is_idempotent(body)) {
+                return Err(Error::Disconnected { verb: body.verb() });
+            }
+            may_reconnect = false;
+        }
+    }
+
+    /// Counts one attachment less, and tells the daemon when it was the last. A daemon that is gone
+    /// needs not be told.
+    pub(crate) fn detach(&self, name: &str) -> Result<(), Error> {
+        let mut link = self.lock();
+        match link.attached.get_mut(name) {
+            Some(count) if *count > 1 => *count -= 1,
+            Some(_) => {
+                link.attached.remove(name);
+                let has_session = link.connection.is_some();
+                drop(link);
+                if has_session {
+                    return self.expect_done(RequestBody::Detach { name: name.to_owned() });
+                }
+            }
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether a request does no more harm when it is carried out twice.
+fn is_idempotent(body: &RequestBody) -> bool {
+    !matches!(body, RequestBody::Create(_) | RequestBody::Destroy { .. })
+}
+
+fn unexpected(verb: &'static str) -> Error {
+    Error::Protocol { verb, why: "it answers another request".into() }
+}
+
+fn executable_name() -> String {
+    let path = std::env::current_exe().unwrap_or_default();
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let printable: String = name.chars().filter(|c| !c.is_control()).collect();
+    hshm_proto::limits::truncated(&printable, hshm_proto::limits::MAX_CLIENT_NAME_BYTES)
+}

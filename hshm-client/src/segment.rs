@@ -1,0 +1,205 @@
+//! An attached segment.
+
+use std::fmt;
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
+use std::process;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+use hshm_memory::{AllocError, OffsetPointer, ProcessId, SegmentError, ThreadLocalAllocator};
+use hshm_proto::SegmentDescriptor;
+
+use crate::client::Inner;
+use crate::error::Error;
+
+/// A segment in this process. Cheap to clone; the last clone's drop detaches it.
+///
+/// It dereferences to the allocator, whose operations it has: `allocate`, `free`, `resolve`,
+/// `allocate_into`, `report` and so on. None of them involves the daemon.
+#[derive(Clone)]
+pub struct Segment {
+    allocator: ThreadLocalAllocator,
+    attachment: Arc<Attachment>,
+}
+
+/// What is undone when the last clone is dropped.
+struct Attachment {
+    inner: Arc<Inner>,
+    descriptor: SegmentDescriptor,
+    /// The process that attached it, whose session alone can detach it; [`NOBODY`] when that is done.
+    pid: u32,
+}
+
+/// No process has this number.
+const NOBODY: u32 = 0;
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Segment").field(&self.attachment.descriptor).finish_non_exhaustive()
+    }
+}
+
+impl Deref for Segment {
+    type Target = ThreadLocalAllocator;
+
+    fn deref(&self) -> &ThreadLocalAllocator {
+        &self.allocator
+    }
+}
+
+impl Segment {
+    /// Maps what the daemon handed over. If that fails, the attachment is undone.
+    pub(crate) fn open(
+        inner: Arc<Inner>,
+        descriptor: SegmentDescriptor,
+        file: OwnedFd,
+    ) -> Result<Self, Error> {
+        let attachment = Attachment { inner, descriptor, pid: process::id() };
+        let found = &attachment.descriptor;
+        let cannot = |source| Error::Segment { name: found.name.clone(), source };
+        let allocator = ThreadLocalAllocator::open_fd(found.backend, file).map_err(cannot)?;
+        if allocator.id() != found.id || allocator.capacity_bytes() != found.capacity_bytes {
+            return Err(cannot(SegmentError::Corrupt {
+                field: "capacity_bytes",
+                found: allocator.capacity_bytes(),
+                why: "which is not what the daemon said of it",
+            }));
+        }
+        let own = ProcessId::current().map_err(|source| Error::System {
+            what: "cannot tell which process this is",
+            source,
+        })?;
+        // The daemon is in another pid namespace, and recovers the dead by the pids it sees.
+        if found.identity != own {
+            allocator.set_identity(found.identity);
+        }
+        Ok(Self { allocator, attachment: Arc::new(attachment) })
+    }
+
+    /// The segment's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.attachment.descriptor.name
+    }
+
+    /// The allocator in it, for code that knows nothing of daemons. A clone of it stays usable when
+    /// the segment is detached.
+    #[must_use]
+    pub fn allocator(&self) -> &ThreadLocalAllocator {
+        &self.allocator
+    }
+
+    /// Allocates a block and puts `bytes` in it.
+    ///
+    /// # Errors
+    /// [`AllocError`], if there is no room.
+    pub fn put_bytes(&self, bytes: &[u8]) -> Result<OffsetPointer, AllocError> {
+        let block = self.allocator.allocate(bytes.len())?;
+        let address = self.allocator.resolve(block, bytes.len())?;
+        // SAFETY: [owned] the block was just allocated and nobody else knows of it; [mapped] resolve
+        // checked that it has this length.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), address.as_ptr(), bytes.len()) };
+        Ok(block)
+    }
+
+    /// Copies the bytes at `position` out. If others write there meanwhile, a mixture of old and new
+    /// bytes results.
+    ///
+    /// # Errors
+    /// [`AllocError`], if some of the bytes are outside the segment.
+    pub fn read_bytes(&self, position: OffsetPointer, into: &mut [u8]) -> Result<(), AllocError> {
+        let source = self.allocator.resolve(position, into.len())?.as_ptr();
+        // By whole words where they are aligned, which a block's start is.
+        let lead = source.align_offset(size_of::<u64>()).min(into.len());
+        let (head, rest) = into.split_at_mut(lead);
+        let (words, tail) = rest.as_chunks_mut::<8>();
+        let (words_at, tail_at) = (lead, lead + words.len() * size_of::<u64>());
+        let load_byte = |at: usize| {
+            let byte = source.wrapping_add(at);
+            // SAFETY: [mapped] `at` is below the length that resolve checked; [atomic] so that
+            // another's write is no data race.
+            unsafe { AtomicU8::from_ptr(byte) }.load(Ordering::Relaxed)
+        };
+        for (i, byte) in head.iter_mut().enumerate() {
+            *byte = load_byte(i);
+        }
+        for (i, word) in words.iter_mut().enumerate() {
+            #[expect(clippy::cast_ptr_alignment, reason = "`lead` made it a multiple of eight")]
+            let from = source.wrapping_add(words_at + i * size_of::<u64>()).cast::<u64>();
+            // SAFETY: [mapped] all eight bytes are below the length that resolve checked, and
+            // `lead` made the address a multiple of eight; [atomic] as above.
+            let value = unsafe { AtomicU64::from_ptr(from) }.load(Ordering::Relaxed);
+            *word = value.to_ne_bytes();
+        }
+        for (i, byte) in tail.iter_mut().enumerate() {
+            *byte = load_byte(tail_at + i);
+        }
+        Ok(())
+    }
+
+    /// The bytes at `position`, in place.
+    ///
+    /// # Errors
+    /// [`AllocError`], if some of the bytes are outside the segment.
+    ///
+    /// # Safety
+    /// As long as the slice is used, no thread of any process writes to these bytes, and their block
+    /// is not freed.
+    pub unsafe fn bytes(&self, position: OffsetPointer, len: usize) -> Result<&[u8], AllocError> {
+        let address = self.allocator.resolve(position, len)?;
+        // SAFETY: [mapped] resolve checked the range, and the mapping lives as long as `self`; that
+        // nobody writes there is the caller's promise.
+        Ok(unsafe { std::slice::from_raw_parts(address.as_ptr(), len) })
+    }
+
+    /// What to send to another process so that it finds a block: its offset, which is the same
+    /// for all.
+    #[must_use]
+    pub fn share(&self, block: OffsetPointer) -> u64 {
+        block.offset_bytes()
+    }
+
+    /// The block whose offset another process sent.
+    ///
+    /// # Errors
+    /// [`AllocError::NotAllocated`], if it is not the offset of an allocated block.
+    pub fn receive(&self, offset: u64) -> Result<OffsetPointer, AllocError> {
+        let block = OffsetPointer::new(offset);
+        self.allocator.usable_bytes(block)?;
+        Ok(block)
+    }
+
+    /// Lets go of the segment now and reports whether the daemon knows, which a drop does not. Other
+    /// clones keep it attached.
+    ///
+    /// # Errors
+    /// As for any request to the daemon; the segment is let go of in any case.
+    pub fn detach(self) -> Result<(), Error> {
+        let Self { allocator, attachment } = self;
+        allocator.detach_thread();
+        match Arc::try_unwrap(attachment) {
+            Ok(mut attachment) => {
+                let result = attachment.detach();
+                attachment.pid = NOBODY;
+                result
+            }
+            Err(_others) => Ok(()),
+        }
+    }
+}
+
+impl Attachment {
+    fn detach(&self) -> Result<(), Error> {
+        // A forked child's session never attached it.
+        if self.pid == process::id() { self.inner.detach(&self.descriptor.name) } else { Ok(()) }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        // Nobody to tell: the daemon sees by itself when this process ends.
+        let _ = self.detach();
+    }
+}
