@@ -1,5 +1,6 @@
 //! The client against a daemon that misbehaves in chosen ways.
 #![allow(missing_docs, reason = "a test binary")]
+#![allow(clippy::unwrap_used, reason = "a test binary")]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};

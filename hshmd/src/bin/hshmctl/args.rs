@@ -1,0 +1,155 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use hshm_client::{AllocatorKind, BackendKind, OnExit};
+use hshmd::size::parse_size;
+
+use crate::demo::{DemoArgs, PartArgs};
+use crate::exit::EXIT_CODES;
+
+const SIZES: &str = "Sizes are in bytes, or with a unit of K, M, G or T, which are powers of 1024: \
+                     1G = 1GiB = 1073741824.";
+
+/// Looks at and changes the shared-memory segments of an hshmd.
+#[derive(Debug, Parser)]
+#[command(name = "hshmctl", version, after_help = EXIT_CODES, propagate_version = true)]
+#[command(arg_required_else_help = true)]
+pub(crate) struct Args {
+    /// Where the daemon listens [default: HSHM_SOCKET if set, otherwise the user's own daemon,
+    /// otherwise the system's]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+
+    /// Print JSON rather than text for people
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    /// How many seconds to wait for the daemon's answer
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub(crate) timeout: u64,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the daemon: its release, where it listens, what it holds
+    Status,
+    /// List the segments
+    List,
+    /// Make a segment
+    #[command(after_help = SIZES)]
+    Create(CreateArgs),
+    /// Show a segment's geometry, workers, occupancy and fragmentation
+    Inspect {
+        /// The segment
+        name: String,
+    },
+    /// List the processes that the daemon knows
+    Sessions,
+    /// Make a segment longer, for all who use it
+    #[command(after_help = SIZES)]
+    Grow {
+        /// The segment
+        name: String,
+        /// The length that it is to have afterwards
+        #[arg(long, value_parser = parse_size)]
+        size: u64,
+    },
+    /// Remove a segment; who has it attached keeps its memory until it lets go of it
+    Destroy {
+        /// The segment
+        name: String,
+        /// Do not ask, even if living processes use it
+        #[arg(long, short)]
+        force: bool,
+    },
+    /// Walk a segment's whole heap and assert its invariants (exit code 3 if one is broken)
+    #[command(after_help = "While processes allocate, what they do meanwhile may show as \
+                            violations: check a segment that is at rest.")]
+    Check {
+        /// The segment
+        name: String,
+    },
+    /// Share the files under a directory among processes, kill one of them, and check the outcome
+    Demo(DemoArgs),
+    /// A process of the demo
+    #[command(hide = true)]
+    DemoPart(PartArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct CreateArgs {
+    /// Its name: letters, digits and . _ -
+    pub(crate) name: String,
+    /// How long it is at first
+    #[arg(long, value_parser = parse_size)]
+    pub(crate) size: u64,
+    /// How far it can grow [default: the daemon's choice]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) capacity: Option<u64>,
+    /// What it is made of: posix-shm (a name in /dev/shm) or memfd (no name)
+    #[arg(long, default_value_t)]
+    pub(crate) backend: BackendKind,
+    /// Which allocator is laid over it: thread-local
+    #[arg(long, default_value_t)]
+    pub(crate) allocator: AllocatorKind,
+    /// Bytes at a fixed place that the application uses as it likes
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    pub(crate) custom_header: u64,
+    /// What becomes of the blocks of a process that died: keep or reclaim
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) on_exit: OnExit,
+    /// How many threads, over all processes, can use it at once [default: the library's choice]
+    #[arg(long, value_name = "N")]
+    pub(crate) worker_slots: Option<u32>,
+    /// Who may use it, as a file's permission bits in octal
+    #[arg(long, value_name = "MODE", value_parser = parse_mode, default_value = "600")]
+    pub(crate) mode: u32,
+}
+
+fn parse_mode(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .map_err(|_| format!("{text:?} is no mode: write octal digits, such as 660"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_modes_are_read_in_their_units() {
+        let args = Args::try_parse_from([
+            "hshmctl",
+            "create",
+            "a",
+            "--size",
+            "64KiB",
+            "--mode",
+            "0640",
+            "--custom-header",
+            "4K",
+        ]);
+        let Command::Create(create) = args.unwrap().command else { panic!("not create") };
+        assert_eq!((create.size, create.mode, create.custom_header), (65_536, 0o640, 4096));
+        assert!(Args::try_parse_from(["hshmctl", "create", "a", "--size", "much"]).is_err());
+        assert!(Args::try_parse_from(["hshmctl", "create", "a"]).is_err());
+    }
+
+    #[test]
+    fn global_options_stand_before_or_after_the_command() {
+        for line in [["hshmctl", "--json", "list"], ["hshmctl", "list", "--json"]] {
+            assert!(Args::try_parse_from(line).unwrap().json);
+        }
+    }
+}

@@ -1,0 +1,31 @@
+use anyhow::Result;
+use hshm_client::{Client, CreateOptions};
+use hshmd::size::format_size;
+
+use crate::args::CreateArgs;
+use crate::ui::Ui;
+
+pub(super) fn run(client: &Client, args: &CreateArgs, ui: &mut Ui) -> Result<()> {
+    let options = CreateOptions {
+        capacity_bytes: args.capacity,
+        backend: args.backend,
+        allocator: args.allocator,
+        custom_header_bytes: args.custom_header,
+        on_exit: args.on_exit,
+        worker_slots: args.worker_slots,
+        mode: args.mode,
+        ..CreateOptions::new(&args.name, args.size)
+    };
+    let segment = client.create(&options)?;
+    ui.show(&segment, |ui| {
+        ui.line(format_args!(
+            "created segment {}: {}, can grow to {}, {}, {} allocator, blocks of the dead: {}",
+            segment.name,
+            format_size(segment.committed_bytes),
+            format_size(segment.capacity_bytes),
+            segment.backend,
+            segment.allocator,
+            segment.on_exit,
+        ))
+    })
+}

@@ -1,0 +1,58 @@
+use std::time::Duration;
+
+use anyhow::Result;
+use hshm_client::Client;
+use hshmd::size::format_size;
+
+use crate::table::sheet;
+use crate::text;
+use crate::ui::Ui;
+
+pub(super) fn run(client: &Client, ui: &mut Ui) -> Result<()> {
+    let status = client.status()?;
+    ui.show(&status, |ui| {
+        ui.heading(&format!("hshmd {} is running", status.server_version))?;
+        let protocol = if status.protocol_min == status.protocol_max {
+            status.protocol_max.to_string()
+        } else {
+            format!("{} to {}", status.protocol_min, status.protocol_max)
+        };
+        let mut segments = format!(
+            "{}, {} in all",
+            text::counted(status.segments, "segment"),
+            format_size(status.committed_bytes)
+        );
+        if status.unusable_segments > 0 {
+            segments.push_str(&format!(", {} unusable", text::count(status.unusable_segments)));
+        }
+        let rows = vec![
+            ("process", format!("{}, user {}", status.pid, text::user(status.uid))),
+            ("uptime", text::duration(Duration::from_millis(status.uptime_ms))),
+            ("socket", status.socket.display().to_string()),
+            ("state", status.state_dir.display().to_string()),
+            ("protocol", format!("version {protocol}, segment layout {}", status.layout_version)),
+            ("holds", segments),
+            (
+                "clients",
+                format!(
+                    "{}, {} watched",
+                    text::counted(status.connections, "connection"),
+                    counted_processes(status.watched_processes)
+                ),
+            ),
+            (
+                "recovered",
+                format!(
+                    "{} that died, {}",
+                    counted_processes(status.recovered_processes),
+                    text::counted(status.recovered_slots, "worker slot")
+                ),
+            ),
+        ];
+        ui.line(sheet(ui.form(), rows))
+    })
+}
+
+fn counted_processes(number: u64) -> String {
+    format!("{} process{}", text::count(number), if number == 1 { "" } else { "es" })
+}
