@@ -58,7 +58,7 @@ mod process;
 pub mod report;
 mod sync;
 
-pub use allocator::thread_local::ThreadLocalAllocator;
+pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};

@@ -15,8 +15,6 @@ use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
-/// Bits of two list words that differ if their blocks lie in different units.
-const UNIT_MASK: u64 = List::OFFSET_MASK & !((1 << UNIT_SHIFT) - 1);
 /// Wholly free small pages that a worker keeps for itself, so that a burst of frees followed by a
 /// burst of allocations does not claim and carve them anew.
 const KEPT_PAGES: usize = 16;
@@ -27,21 +25,23 @@ const MEDIUM_BINS: usize = 4;
 
 /// One worker's heap. Only the thread that holds it calls its methods.
 #[derive(Debug)]
+// What the fast paths read comes first and shares one cache line.
+#[repr(C, align(64))]
 pub(crate) struct Heap {
-    /// Which attached allocator it belongs to; unique in the process, never 0.
-    pub(super) key: u64,
     base: *mut u8,
     /// The first offset that a block can have.
     first: u64,
     /// Bytes from there to the end of what may be touched.
     span: Cell<u64>,
-    /// Units below that end.
-    units: Cell<u32>,
+    slot: *const Slot,
     tags: *const AtomicU32,
     descriptors: *const Descriptor,
-    slot: *const Slot,
+    /// Units below the end of what may be touched.
+    units: Cell<u32>,
     /// The low half of the tags of our small pages.
     small_tag: u16,
+    /// Which attached allocator it belongs to; unique in the process, never 0.
+    pub(super) key: u64,
     /// The slot's number.
     pub(super) id: u32,
     pub(super) view: Arc<View>,
@@ -141,16 +141,16 @@ impl Heap {
         // SAFETY: [mapped] the slot lies in the metadata of the view that this heap holds.
         let slot = unsafe { &*self.slot };
         let bin = slot.bins.get(class)?;
-        let head = bin.load(Ordering::Relaxed);
-        let offset = head & List::OFFSET_MASK;
+        let head = List(bin.load(Ordering::Relaxed));
+        let offset = head.first();
         if offset.wrapping_sub(self.first) >= self.span.get() {
             return None;
         }
-        let rest = self.link(offset).load(Ordering::Relaxed);
-        if (rest ^ head) & UNIT_MASK != 0 {
+        let rest = List(self.link(offset).load(Ordering::Relaxed));
+        if !rest.same_unit(head) {
             return None;
         }
-        bin.store(rest, Ordering::Relaxed);
+        bin.store(rest.0, Ordering::Relaxed);
         Some(offset)
     }
 

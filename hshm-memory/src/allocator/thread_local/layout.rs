@@ -8,8 +8,9 @@ use std::mem::{offset_of, size_of};
 use super::size_class::CLASSES;
 use crate::sync::{AtomicU32, AtomicU64};
 
-/// Changes whenever a byte of the layout changes its meaning.
-pub(crate) const LAYOUT_VERSION: u32 = 1;
+/// The version of the segments that this library writes and reads. It changes whenever a byte of
+/// the layout changes its meaning.
+pub const LAYOUT_VERSION: u32 = 1;
 /// What a segment begins with: "hshmTLA1", read as a little-endian number.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"hshmTLA1");
 /// The allocator that laid the segment out.

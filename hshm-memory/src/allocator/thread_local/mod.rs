@@ -31,6 +31,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::geometry::{Geometry, HEADER_BYTES, Identity};
+pub use self::layout::LAYOUT_VERSION;
 use self::layout::{MAGIC, UNIT_BYTES};
 use self::size_class::{GRANULE_BYTES, small_class_of};
 use self::view::{View, header_at};

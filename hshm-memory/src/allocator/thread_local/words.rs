@@ -107,26 +107,25 @@ impl Tag {
     }
 }
 
-/// A list of free blocks of one page: the first block's offset (low 48 bits) and how many there
-/// are (high 16). The first eight bytes of each block on it are the list word of the rest; zero
+/// A list of free blocks of one page: the first block's offset (high 48 bits) and how many there
+/// are (low 16). The first eight bytes of each block on it are the list word of the rest; zero
 /// ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct List(pub(crate) u64);
 
 impl List {
     pub(crate) const EMPTY: Self = Self(0);
-    /// What of a list word is taken as an offset: blocks lie at multiples of the granule.
-    pub(crate) const OFFSET_MASK: u64 = (1 << OFFSET_BITS) - GRANULE_BYTES as u64;
-    const COUNT_ONE: u64 = 1 << OFFSET_BITS;
+    const COUNT_BITS: u32 = 64 - OFFSET_BITS;
 
-    #[inline]
+    /// The first block's offset, made a multiple of the granule whatever stands there.
+    #[inline(always)]
     pub(crate) const fn first(self) -> u64 {
-        self.0 & Self::OFFSET_MASK
+        self.0 >> Self::COUNT_BITS & !(GRANULE_BYTES as u64 - 1)
     }
 
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn count(self) -> u32 {
-        (self.0 >> OFFSET_BITS) as u32
+        (self.0 & ((1 << Self::COUNT_BITS) - 1)) as u32
     }
 
     #[inline]
@@ -134,15 +133,21 @@ impl List {
         self.0 == 0
     }
 
+    /// Whether the first blocks of both lists lie in the same unit. The empty list's lies in none
+    /// that has blocks.
+    #[inline(always)]
+    pub(crate) const fn same_unit(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> (Self::COUNT_BITS + UNIT_SHIFT) == 0
+    }
+
     /// This list with the block at `offset` put before it.
-    #[inline]
+    #[inline(always)]
     pub(crate) const fn with_first(self, offset: u64) -> Self {
-        let count = self.0 & !(Self::COUNT_ONE - 1);
-        Self(count.wrapping_add(Self::COUNT_ONE) | offset)
+        Self((offset << Self::COUNT_BITS) + (self.count() as u64 + 1))
     }
 
     pub(crate) const fn new(first: u64, count: u32) -> Self {
-        Self(first | (count as u64) << OFFSET_BITS)
+        Self(first << Self::COUNT_BITS | count as u64)
     }
 }
 
