@@ -56,7 +56,7 @@ impl Registry {
         if let Err(why) = remove_own_object(&record) {
             error!(segment = record.name, why, "a half-made segment cannot be removed");
             let heap = Heap::Unusable { reason: format!("it is half made: {why}"), bytes: 0 };
-            self.insert(Segment { record, heap, lock: None });
+            self.insert(Segment::new(record, heap, None));
             return Ok(());
         }
         info!(segment = record.name, phase = ?record.phase, "removed a half-made segment");
@@ -118,7 +118,7 @@ impl Registry {
         let written = self.state.write(&record);
         written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))?;
         info!(segment = name, object, "adopted a segment that had no record");
-        self.insert(Segment { record, heap: Heap::Usable(allocator), lock: Some(Arc::new(lock)) });
+        self.insert(Segment::new(record, Heap::Usable(allocator), Some(Arc::new(lock))));
         Ok(())
     }
 
@@ -145,9 +145,7 @@ impl Registry {
                 "its heap is corrupt: {} broken invariants, the first at {:#x}: {}",
                 report.violations_total, first.offset, first.what
             );
-            let bytes = segment.committed_bytes();
-            let lock = segment.lock.clone();
-            self.insert(quarantined(segment.record.clone(), reason, bytes, lock));
+            self.quarantine(&segment, reason);
         }
     }
 
@@ -165,7 +163,7 @@ fn quarantined(
     lock: Option<Arc<ObjectLock>>,
 ) -> Segment {
     error!(segment = record.name, reason, "a segment is unusable; it can only be destroyed");
-    Segment { record, heap: Heap::Unusable { reason, bytes }, lock }
+    Segment::new(record, Heap::Unusable { reason, bytes }, lock)
 }
 
 /// The segment in `file`, if its bytes are those of one.
@@ -180,7 +178,7 @@ fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
                 warn!(segment = record.name, recorded = %record.id, found = %id, "its identity is not the recorded one");
             }
             info!(segment = record.name, size, "adopted");
-            Segment { record, heap: Heap::Usable(allocator), lock: Some(Arc::new(lock)) }
+            Segment::new(record, Heap::Usable(allocator), Some(Arc::new(lock)))
         }
         Err(error) => quarantined(record, error.to_string(), bytes, Some(Arc::new(lock))),
     }

@@ -1,5 +1,6 @@
 //! Starting, running and stopping.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +59,9 @@ pub(crate) struct Shared {
 /// Why it could not start. Segments that cannot be used are no reason: they are listed as such.
 pub fn run(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonError> {
     raise_descriptor_limit();
+    hshm_memory::backend::survive_truncation().map_err(|error| {
+        DaemonError::system("cannot prepare for damaged segments", io::Error::other(error))
+    })?;
     let runtime = Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS)

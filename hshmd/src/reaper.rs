@@ -125,6 +125,7 @@ impl Reaper {
     pub(crate) async fn sweep(&mut self) {
         let registry = Arc::clone(&self.registry);
         let found = tokio::task::spawn_blocking(move || {
+            registry.quarantine_cut_short();
             let mut holders: HashMap<ProcessId, BTreeSet<String>> = HashMap::new();
             for segment in registry.all() {
                 for process in segment.usable().map(|a| a.holders()).unwrap_or_default() {

@@ -15,7 +15,7 @@ use crate::config::Limits;
 use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
 use crate::paths::Namespace;
 use crate::quota::{Demand, Usage};
-use crate::segment::{Heap, ObjectLock, Segment, SharedSegment};
+use crate::segment::{CUT_SHORT, Heap, ObjectLock, Segment, SharedSegment};
 use crate::state::{Phase, Record, StateDir};
 
 /// A shared-memory object belongs to the daemon's user alone: others get it as a descriptor, after
@@ -78,6 +78,33 @@ impl Registry {
         segment
     }
 
+    /// Takes a segment out of use that turned out to be unusable. It can still be destroyed.
+    pub(crate) fn quarantine(&self, segment: &SharedSegment, reason: String) {
+        let name = &segment.record.name;
+        let bytes = segment.committed_bytes();
+        let heap = Heap::Unusable { reason: reason.clone(), bytes };
+        let unusable = Segment::new(segment.record.clone(), heap, segment.lock.clone());
+        let mut segments = lock(&self.segments);
+        // It may have been destroyed meanwhile, and another be there under its name.
+        if let Some(found) = segments.get_mut(name).filter(|found| Arc::ptr_eq(found, segment)) {
+            *found = Arc::new(unusable);
+            tracing::error!(
+                segment = name,
+                reason,
+                "a segment is unusable; it can only be destroyed"
+            );
+        }
+    }
+
+    /// Takes segments out of use whose files somebody cut short.
+    pub(crate) fn quarantine_cut_short(&self) {
+        for segment in self.all() {
+            if segment.is_cut_short() {
+                self.quarantine(&segment, CUT_SHORT.to_owned());
+            }
+        }
+    }
+
     /// What there is.
     pub(crate) fn usage(&self) -> Usage {
         let segments = self.all();
@@ -130,7 +157,7 @@ impl Registry {
                 unlink_or_log(&record);
                 return Err(error);
             }
-            Ok(Segment { record: ready, heap: Heap::Usable(allocator), lock: lock.map(Arc::new) })
+            Ok(Segment::new(ready, Heap::Usable(allocator), lock.map(Arc::new)))
         });
         match made {
             Ok(segment) => Ok(self.insert(segment)),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hshm_memory::{OnExit, PosixShmMmap, ProcessId, ThreadLocalAllocator};
 use hshm_proto::{ErrorCode, ErrorReply, SegmentDescriptor, SegmentInfo};
@@ -17,7 +18,13 @@ pub(crate) struct Segment {
     pub(crate) heap: Heap,
     /// Tells other daemons that see the same `/dev/shm` that this object is taken.
     pub(crate) lock: Option<Arc<ObjectLock>>,
+    /// The longest that its file was ever found to be, in bytes.
+    longest: AtomicU64,
 }
+
+/// Why a segment is unusable whose file is shorter than it was.
+pub(crate) const CUT_SHORT: &str =
+    "its file was cut short by another program; what was beyond is lost";
 
 /// What is in a segment.
 #[derive(Debug)]
@@ -55,19 +62,38 @@ impl ObjectLock {
 }
 
 impl Segment {
+    pub(crate) fn new(record: Record, heap: Heap, lock: Option<Arc<ObjectLock>>) -> Self {
+        let longest = match &heap {
+            Heap::Usable(allocator) => allocator.backend().committed_bytes(),
+            Heap::Unusable { .. } => 0,
+        };
+        Self { record, heap, lock, longest: AtomicU64::new(longest) }
+    }
+
+    /// Whether somebody cut its file short, which no seal can forbid for a named object.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        let Heap::Usable(allocator) = &self.heap else { return false };
+        let bytes = allocator.backend().committed_bytes();
+        // ORDER: Relaxed: the number stands for itself.
+        let longest = self.longest.fetch_max(bytes, Ordering::Relaxed);
+        allocator.backend().is_damaged() || bytes < longest
+    }
+
     /// Its allocator.
     ///
     /// # Errors
     /// [`ErrorCode::Unusable`].
     pub(crate) fn allocator(&self, verb: &str) -> Result<&ThreadLocalAllocator, ErrorReply> {
-        match &self.heap {
-            Heap::Usable(allocator) => Ok(allocator),
-            Heap::Unusable { reason, .. } => Err(ErrorReply::new(
-                ErrorCode::Unusable,
-                format_args!("cannot {verb} segment {:?}: {reason}", self.record.name),
-                "destroy it, and create it anew",
-            )),
-        }
+        let reason = match &self.heap {
+            Heap::Usable(_) if self.is_cut_short() => CUT_SHORT,
+            Heap::Usable(allocator) => return Ok(allocator),
+            Heap::Unusable { reason, .. } => reason,
+        };
+        Err(ErrorReply::new(
+            ErrorCode::Unusable,
+            format_args!("cannot {verb} segment {:?}: {reason}", self.record.name),
+            "destroy it, and create it anew",
+        ))
     }
 
     /// Its allocator, if there is one.

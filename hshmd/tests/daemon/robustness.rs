@@ -174,6 +174,40 @@ fn a_client_that_does_not_read_is_not_waited_for_by_others() {
 }
 
 #[test]
+fn a_segment_that_is_cut_short_is_taken_out_of_use_and_the_daemon_lives() {
+    let site = Site::new();
+    let config = site.write_config("sweep_interval_ms = 3600000\n");
+    for round in 0..2 {
+        // Once a request meets the damage first, once the sweep.
+        let config = config.to_str().unwrap();
+        let arguments = if round == 0 { &["--config", config][..] } else { &[] };
+        let daemon = site.start(arguments);
+        let mut client = daemon.client();
+        client.create(CreateSegment::new("cut", 16 << 20));
+        client.create(CreateSegment::new("other", 16 << 20));
+        let object = std::path::Path::new("/dev/shm").join(site.namespace().object("cut"));
+        std::fs::OpenOptions::new().write(true).open(object).unwrap().set_len(8192).unwrap();
+        if round == 0 {
+            for request in [
+                RequestBody::Check { name: "cut".into() },
+                RequestBody::Inspect { name: "cut".into(), after_slot: 0 },
+                RequestBody::Grow { name: "cut".into(), size_bytes: 32 << 20 },
+                RequestBody::Attach { name: "cut".into() },
+            ] {
+                let error = client.refused(request, ErrorCode::Unusable);
+                assert!(error.message.contains("cut short"), "{error}");
+            }
+        } else {
+            wait_until("the damage is noticed", || client.status().unusable_segments == 1);
+            assert!(client.list().iter().any(|segment| segment.problem.is_some()));
+        }
+        client.destroy("cut", false).unwrap();
+        client.attach("other").unwrap();
+        client.destroy("other", false).unwrap();
+    }
+}
+
+#[test]
 fn sessions_beyond_the_limit_are_refused_and_places_become_free_again() {
     let site = Site::new();
     let config = site.write_config("[limits]\nmax_sessions = 3\n");
