@@ -40,5 +40,4 @@ pub use message::{
 pub use paths::{Environment, SYSTEM_SOCKET, SYSTEM_STATE_DIR};
 pub use validate::{validate_client_name, validate_segment_name};
 
-/// The layout version of the segments that this release's `hshm-memory` writes and reads.
-pub const LAYOUT_VERSION: u32 = 1;
+pub use hshm_memory::LAYOUT_VERSION;
