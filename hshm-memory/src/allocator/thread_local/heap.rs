@@ -7,10 +7,10 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
 
-use super::layout::{Counters, Descriptor, Slot, UNIT_SHIFT};
+use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, Slot, UNIT_SHIFT};
 use super::page::{NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
-use super::size_class::{CLASSES, GRANULE_BYTES};
+use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES};
 use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -20,6 +20,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 const KEPT_PAGES: usize = 16;
 /// The same for medium ones.
 const KEPT_MEDIUM_PAGES: usize = 2;
+/// Freed runs that a worker keeps for itself.
+const KEPT_RUNS: usize = 8;
 /// Medium classes whose bins are filled at the same time: each has a page of 512 KiB.
 const MEDIUM_BINS: usize = 4;
 
@@ -59,6 +61,8 @@ pub(crate) struct Heap {
     pub(super) kept: [Cell<u32>; KEPT_PAGES],
     /// Medium ones.
     pub(super) kept_medium: [Cell<u32>; KEPT_MEDIUM_PAGES],
+    /// Runs in transit of ours, ready to be blocks again, the latest last; 0 for none.
+    pub(super) kept_runs: [Cell<u32>; KEPT_RUNS],
     /// The medium classes whose bins are filled, the latest first; 0 for none.
     pub(super) medium_bins: [Cell<u32>; MEDIUM_BINS],
     /// The header's `pressure` when we last gave back what we keep.
@@ -95,6 +99,7 @@ impl Heap {
             opened: std::array::from_fn(|_| Cell::new(0)),
             kept: std::array::from_fn(|_| Cell::new(0)),
             kept_medium: std::array::from_fn(|_| Cell::new(0)),
+            kept_runs: std::array::from_fn(|_| Cell::new(0)),
             medium_bins: std::array::from_fn(|_| Cell::new(0)),
             pressure: Cell::new(0),
             calm: Cell::new(0),
@@ -138,6 +143,17 @@ impl Heap {
     /// rest is the moment at which the block is allocated: who dies before has taken nothing.
     #[inline(always)]
     pub(super) fn pop_small(&self, class: usize) -> Option<u64> {
+        self.pop::<UNIT_SHIFT>(class)
+    }
+
+    /// The same for any class.
+    #[inline]
+    pub(super) fn pop_any(&self, class: usize) -> Option<u64> {
+        if class < SMALL_CLASSES { self.pop_small(class) } else { self.pop::<MEDIUM_SHIFT>(class) }
+    }
+
+    #[inline(always)]
+    fn pop<const PAGE_SHIFT: u32>(&self, class: usize) -> Option<u64> {
         // SAFETY: [mapped] the slot lies in the metadata of the view that this heap holds.
         let slot = unsafe { &*self.slot };
         let bin = slot.bins.get(class)?;
@@ -147,7 +163,7 @@ impl Heap {
             return None;
         }
         let rest = List(self.link(offset).load(Ordering::Relaxed));
-        if !rest.same_unit(head) {
+        if !rest.same_page::<PAGE_SHIFT>(head) {
             return None;
         }
         bin.store(rest.0, Ordering::Relaxed);

@@ -107,7 +107,7 @@ impl Heap {
                     Rest::Nothing => {}
                     Rest::Pushed(page) => self.after_local_free(page),
                     Rest::Adopted(page) => self.settle(page),
-                    Rest::Unbound(head) => units::dismantle_run(&self.view, self.id, head),
+                    Rest::Unbound(head) => self.keep_run(head),
                 }
                 Ok(true)
             }

@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use self::geometry::{Geometry, HEADER_BYTES, Identity};
 pub use self::layout::LAYOUT_VERSION;
 use self::layout::{MAGIC, UNIT_BYTES};
-use self::size_class::{GRANULE_BYTES, small_class_of};
+use self::size_class::{GRANULE_BYTES, MEDIUM_MAX_BYTES, class_of, small_class_of};
 use self::view::{View, header_at};
 use self::words::SlotWord;
 use crate::backend::{Backend, BackendError, BackendKind, PosixShmMmap, read_start};
@@ -402,11 +402,11 @@ impl ThreadLocalAllocator {
         align: usize,
     ) -> Result<OffsetPointer, AllocError> {
         let offset = self.with_context(context, |heap| {
-            if align == GRANULE_BYTES {
-                let popped = small_class_of(bytes).and_then(|class| heap.pop_small(class));
-                if let Some(offset) = popped {
-                    return Ok(offset);
-                }
+            if align == GRANULE_BYTES
+                && bytes <= MEDIUM_MAX_BYTES
+                && let Some(offset) = heap.pop_any(class_of(bytes))
+            {
+                return Ok(offset);
             }
             heap.allocate_slow(bytes, align)
         })?;

@@ -72,6 +72,9 @@ impl Heap {
                 self.fill_bin(class)?;
             },
             Request::Run { units, align_units, bytes } => {
+                if let Some(run) = self.take_kept_run(units, align_units) {
+                    return Ok(unit_start(run));
+                }
                 let run = self.claim_run(units, align_units, bytes)?;
                 units::publish_run(&self.view, self.id, run..run + units);
                 self.count_run();
@@ -272,6 +275,23 @@ impl Heap {
             opened.set(opened.get().saturating_add(1));
         }
         Ok(Page::initialise(&self.view, self.id, unit, class))
+    }
+
+    /// Makes a kept run a block again, if one has `units` units or slightly more.
+    fn take_kept_run(&self, units: u32, align_units: u32) -> Option<u32> {
+        let slack = units / 8;
+        let fits = |head: u32| {
+            let len = self.kept_run_units(head)?;
+            let fits = (units..=units + slack).contains(&len) && head.is_multiple_of(align_units);
+            fits.then_some(head)
+        };
+        let (cell, head) =
+            self.kept_runs.iter().rev().find_map(|cell| Some((cell, fits(cell.get())?)))?;
+        cell.set(0);
+        // ORDER: Release: what the bodies say was written when the run was first assembled.
+        self.view.tag_word(head).store(Tag::large(self.id).0, Ordering::Release);
+        self.count_run();
+        Some(head)
     }
 
     /// Claims a run and puts memory behind it.

@@ -16,6 +16,11 @@ use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::sync::Ordering;
 
+/// The most that a worker keeps of freed runs: 64 MiB,
+const KEPT_RUN_UNITS: usize = 1024;
+/// and this part of the segment.
+const KEPT_RUN_PART: usize = 16;
+
 /// The block that an offset names.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Block<'v> {
@@ -271,6 +276,7 @@ impl Heap {
     #[cold]
     pub(super) fn collect(&self) {
         self.kept.iter().chain(&self.kept_medium).for_each(|kept| kept.set(0));
+        self.kept_runs.iter().for_each(|cell| self.drop_kept_run(cell));
         for unit in self.view.block_units() {
             let Some(tag) = self.view.tag(unit) else { continue };
             if !matches!(tag.kind(), Kind::Small | Kind::Medium) {
@@ -297,10 +303,55 @@ impl Heap {
 
     pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
         if self.unbind_run(head, tag) {
-            units::dismantle_run(&self.view, self.id, head);
+            self.keep_run(head);
             Ok(())
         } else {
             Err(freed_twice(unit_start(head)))
+        }
+    }
+
+    /// Remembers a run in transit of ours for the next block of its size, if it is not too large;
+    /// frees it, or the one that was remembered longest, if not.
+    pub(super) fn keep_run(&self, head: u32) {
+        let most = (self.view.block_units().len() / KEPT_RUN_PART).min(KEPT_RUN_UNITS);
+        let kept = || self.kept_runs.iter().filter_map(|cell| self.kept_run_units(cell.get()));
+        let len = self.kept_run_units(head).map_or(usize::MAX, |len| len as usize);
+        if len > most {
+            units::dismantle_run(&self.view, self.id, head);
+            return;
+        }
+        // The last cell has the latest; each moves one down, and what falls out is freed, until
+        // there is room for this one.
+        let mut head = head;
+        for cell in self.kept_runs.iter().rev() {
+            head = cell.replace(head);
+            if head == 0 {
+                break;
+            }
+        }
+        if head != 0 {
+            units::dismantle_run(&self.view, self.id, head);
+        }
+        for cell in &self.kept_runs {
+            if kept().map(|len| len as usize).sum::<usize>() <= most {
+                break;
+            }
+            self.drop_kept_run(cell);
+        }
+    }
+
+    /// The length of the run in transit of ours at `head`, if there is one.
+    pub(super) fn kept_run_units(&self, head: u32) -> Option<u32> {
+        if head == 0 || self.view.tag(head) != Some(Tag::transit(self.id)) {
+            return None;
+        }
+        Some(self.view.descriptor(head).run_units.load(Ordering::Relaxed))
+    }
+
+    fn drop_kept_run(&self, cell: &Cell<u32>) {
+        let head = cell.replace(0);
+        if self.kept_run_units(head).is_some() {
+            units::dismantle_run(&self.view, self.id, head);
         }
     }
 

@@ -133,11 +133,11 @@ impl List {
         self.0 == 0
     }
 
-    /// Whether the first blocks of both lists lie in the same unit. The empty list's lies in none
-    /// that has blocks.
+    /// Whether the first blocks of both lists lie in the same page of 2^`PAGE_SHIFT` bytes. The
+    /// empty list's lies in the segment's first, with the header.
     #[inline(always)]
-    pub(crate) const fn same_unit(self, other: Self) -> bool {
-        (self.0 ^ other.0) >> (Self::COUNT_BITS + UNIT_SHIFT) == 0
+    pub(crate) const fn same_page<const PAGE_SHIFT: u32>(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> (Self::COUNT_BITS + PAGE_SHIFT) == 0
     }
 
     /// This list with the block at `offset` put before it.
