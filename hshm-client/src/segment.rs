@@ -161,10 +161,11 @@ impl Segment {
         block.offset_bytes()
     }
 
-    /// The block whose offset another process sent.
+    /// The block whose offset another process sent. An offset that cannot be a block's is refused;
+    /// whether the block is still allocated, only those who use it can know.
     ///
     /// # Errors
-    /// [`AllocError::NotAllocated`], if it is not the offset of an allocated block.
+    /// [`AllocError::NotAllocated`], if no block can begin there.
     pub fn receive(&self, offset: u64) -> Result<OffsetPointer, AllocError> {
         let block = OffsetPointer::new(offset);
         self.allocator.usable_bytes(block)?;

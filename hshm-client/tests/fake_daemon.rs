@@ -1,6 +1,10 @@
 //! The client against a daemon that misbehaves in chosen ways.
 #![allow(missing_docs, reason = "a test binary")]
-#![allow(clippy::unwrap_used, reason = "a test binary")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that meets what it did not expect is to fail there and then"
+)]
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};

@@ -24,11 +24,11 @@ pub(super) fn run(client: &Client, name: &str, ui: &mut Ui) -> Result<Exit> {
     let clean = report.is_clean();
     ui.show(&Checked { name, clean, report: &report }, |ui| {
         let walked = format!(
-            "{} walked, {} free and {} allocated ({})",
+            "{} walked, {} allocated ({}), {} free",
             counted(report.pages, "page"),
-            counted(report.free_blocks, "block"),
-            count(report.allocated_blocks),
+            counted(report.allocated_blocks, "block"),
             format_size(report.allocated_bytes),
+            count(report.free_blocks),
         );
         if clean {
             return ui.line(format_args!("segment {name} is sound: {walked}"));

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{ago, permissions};
 use crate::table::{Side, grid, sheet};
-use crate::text::{self, count, percent};
+use crate::text::{self, count, counted, percent};
 use crate::ui::Ui;
 
 #[derive(Serialize)]
@@ -79,7 +79,11 @@ fn memory(heap: &HeapReport) -> Vec<(&'static str, String)> {
     vec![
         (
             "allocated",
-            format!("{} in {} blocks", part(heap.allocated_bytes), count(heap.allocated_blocks)),
+            format!(
+                "{} in {}",
+                part(heap.allocated_bytes),
+                counted(heap.allocated_blocks, "block")
+            ),
         ),
         ("held by pages", part(held)),
         ("free", part(free)),

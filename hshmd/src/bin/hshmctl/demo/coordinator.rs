@@ -126,10 +126,24 @@ struct Kills {
 }
 
 impl Kills {
-    /// Whether the next kill is due: they are spread evenly over the items, one being midway.
-    fn is_due(&self, done: u64) -> bool {
+    /// After how many items the next kill is due: they are spread evenly, a single one being midway.
+    fn next_at(&self) -> Option<u64> {
         let at = (self.begun + 1).saturating_mul(self.all_items) / (self.planned + 1);
-        self.begun < self.planned && !self.waiting && done >= at.min(self.all_items - 1)
+        (self.begun < self.planned).then_some(at.min(self.all_items.saturating_sub(1)))
+    }
+
+    fn is_due(&self, done: u64) -> bool {
+        !self.waiting && self.next_at().is_some_and(|at| done >= at)
+    }
+
+    /// How many items may be queued before the next kill: some more than it waits for, so that it
+    /// strikes processes at work, and never the last, so that there is one to be in the middle of.
+    fn queue_limit(&self) -> u64 {
+        const AT_WORK: u64 = 64;
+        match self.next_at() {
+            Some(at) => (at + AT_WORK).min(self.all_items - 1),
+            None => u64::MAX,
+        }
     }
 }
 
@@ -224,10 +238,9 @@ impl<'a> Coordinator<'a> {
         while let Some(piece) = self.pieces.peek() {
             let fits =
                 self.window_bytes == 0 || self.window_bytes + piece.len <= self.sizing.window;
-            // The last piece waits until a volunteer was asked for, so that one is found.
-            let is_held = self.pieces.left() == 1 && self.kills.planned > self.kills.begun;
+            let is_held = self.items >= self.kills.queue_limit();
             let Some(&row) = self.free_rows.last() else { break };
-            if !fits || (is_held && self.kills.begun == 0) || !self.queue(row, piece)? {
+            if !fits || is_held || !self.queue(row, piece)? {
                 break;
             }
             self.free_rows.pop();
@@ -324,10 +337,10 @@ impl<'a> Coordinator<'a> {
     }
 
     fn kill_member(&mut self, family: &mut Family, part: u32, progress: &Progress) -> Result<()> {
-        let dead = family.kill(part)?;
+        let (dead, status) = family.kill(part)?;
         let role = dead.role;
         progress.say(format!("sharing ({dead} was killed)"));
-        self.graves.add(dead);
+        self.graves.add(dead, status);
         // The others could do its work too, but there may be no other.
         family.start(role)
     }
@@ -345,7 +358,7 @@ impl<'a> Coordinator<'a> {
                 self.kills.waiting = false;
             }
             let role = dead.role;
-            self.graves.add(dead);
+            self.graves.add(dead, status);
             family.start(role)?;
         }
         Ok(())
@@ -372,8 +385,10 @@ mod tests {
             assert!(kills.is_due(at), "{kills:?}");
             assert!(at == 0 || !kills.is_due(at - 1), "{kills:?}");
         }
+        let last = Kills { planned: 1, begun: 0, waiting: false, all_items: 2 };
+        assert_eq!(last.queue_limit(), 1);
         let over = Kills { planned: 1, begun: 1, waiting: false, all_items: 10 };
-        assert!(!over.is_due(10));
+        assert!(!over.is_due(10) && over.queue_limit() > 10);
         let none = Kills { planned: 0, begun: 0, waiting: false, all_items: 0 };
         assert!(!none.is_due(0));
     }

@@ -92,7 +92,7 @@ impl Family {
     }
 
     /// Kills the member of number `part` with SIGKILL, and takes it out.
-    pub(super) fn kill(&mut self, part: u32) -> Result<Member> {
+    pub(super) fn kill(&mut self, part: u32) -> Result<(Member, ExitStatus)> {
         let Some(at) = self.members.iter().position(|member| member.part == part) else {
             bail!("there is no process of number {part} to be killed");
         };
@@ -102,7 +102,7 @@ impl Family {
         if status.signal() != Some(Signal::SIGKILL as i32) {
             bail!("{member} was to be killed, but ended by itself: {status}");
         }
-        Ok(member)
+        Ok((member, status))
     }
 
     /// Those who died of a signal that nobody here sent, taken out.

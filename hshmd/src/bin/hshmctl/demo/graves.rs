@@ -1,9 +1,12 @@
 //! The dead: what they were at is taken up again when the daemon has recovered what they held.
 
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use hshm_client::Segment;
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::board::{Board, Kind};
@@ -15,15 +18,24 @@ const RECOVERY_TIME: Duration = Duration::from_secs(60);
 /// The processes that died and are not recovered yet.
 #[derive(Debug, Default)]
 pub(super) struct Graves {
-    open: Vec<(Member, Instant)>,
+    open: Vec<Grave>,
     /// What came of those who are.
     pub(super) recovered: Vec<Recovery>,
 }
 
-/// A process that was killed, and what was done about it.
+#[derive(Debug)]
+struct Grave {
+    dead: Member,
+    how: String,
+    since: Instant,
+}
+
+/// A process that died, and what was done about it.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct Recovery {
     pub(super) who: String,
+    /// The signal that it died of.
+    pub(super) how: String,
     /// From its end until the daemon had recovered its worker slots.
     pub(super) recovery_us: u64,
     /// Items that others did again.
@@ -33,8 +45,10 @@ pub(super) struct Recovery {
 }
 
 impl Graves {
-    pub(super) fn add(&mut self, dead: Member) {
-        self.open.push((dead, Instant::now()));
+    pub(super) fn add(&mut self, dead: Member, status: ExitStatus) {
+        let how = status.signal().and_then(|number| Signal::try_from(number).ok());
+        let how = how.map_or_else(|| status.to_string(), |signal| signal.to_string());
+        self.open.push(Grave { dead, how, since: Instant::now() });
     }
 
     pub(super) fn are_closed(&self) -> bool {
@@ -47,15 +61,21 @@ impl Graves {
             return Ok(());
         }
         let holders = segment.holders();
-        for (dead, since) in std::mem::take(&mut self.open) {
+        for grave in std::mem::take(&mut self.open) {
+            let (dead, waited) = (&grave.dead, grave.since.elapsed());
             if holders.contains(&dead.process) {
-                ensure!(since.elapsed() < RECOVERY_TIME, "the daemon does not recover {dead}");
-                self.open.push((dead, since));
+                ensure!(waited < RECOVERY_TIME, "the daemon does not recover {dead}");
+                self.open.push(grave);
                 continue;
             }
-            let recovery_us = u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX);
             let (redone, finished) = take_over(board, dead.part)?;
-            self.recovered.push(Recovery { who: dead.to_string(), recovery_us, redone, finished });
+            self.recovered.push(Recovery {
+                who: dead.to_string(),
+                how: grave.how,
+                recovery_us: u64::try_from(waited.as_micros()).unwrap_or(u64::MAX),
+                redone,
+                finished,
+            });
         }
         Ok(())
     }

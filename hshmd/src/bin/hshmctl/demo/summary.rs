@@ -148,7 +148,7 @@ impl Summary {
             (
                 "frees",
                 format!(
-                    "{}, of which {} ({}) by another process than allocated",
+                    "{}, of which {} ({}) remote: into a page that another worker owns",
                     count(frees),
                     count(self.remote_frees),
                     percent(self.remote_frees, frees)
@@ -224,5 +224,5 @@ fn told(recovery: &Recovery) -> String {
         (0, finished) => format!("{} finished in its place", counted(finished, "item")),
         (redone, finished) => format!("{redone} items redone, {finished} finished in its place"),
     };
-    format!("{} was killed (SIGKILL) and recovered within {time}; {items}", recovery.who)
+    format!("{} died of {} and was recovered within {time}; {items}", recovery.who, recovery.how)
 }

@@ -1,0 +1,83 @@
+//! What people get wrong: each is one line that says what to do, exit code 1, and changes nothing.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use crate::harness::{Daemon, assert_refused, hshmctl};
+
+#[test]
+fn a_request_that_cannot_be_met_is_one_line_and_creates_nothing() {
+    let daemon = Daemon::start();
+    daemon.text("create there --size 1M --capacity 8M");
+    let long = "n".repeat(300);
+    let cases: &[(String, &[&str])] = &[
+        ("inspect nobody".into(), &["\"nobody\"", "hshmctl list"]),
+        ("check nobody".into(), &["\"nobody\""]),
+        ("grow nobody --size 1M".into(), &["\"nobody\""]),
+        ("destroy nobody".into(), &["\"nobody\""]),
+        ("create new --size 0".into(), &["size is zero", "1 MiB"]),
+        ("create new --size 15T".into(), &["\"new\"", "ask for less"]),
+        ("create new --size 1M --capacity 1K".into(), &["capacity"]),
+        ("create a/b --size 1M".into(), &["slash", "a-z"]),
+        (format!("create {long} --size 1M"), &["too long", "96"]),
+        ("create .hidden --size 1M".into(), &["dot"]),
+        ("create there --size 1M".into(), &["exists already"]),
+        ("create new --size 1M --worker-slots 0".into(), &["worker slots"]),
+        ("create new --size 1M --custom-header 1G".into(), &["custom header"]),
+        ("create new --size 1M --mode 7777".into(), &["mode"]),
+        ("grow there --size 15T".into(), &["capacity"]),
+        ("grow there --size 0".into(), &["zero"]),
+    ];
+    for (line, says) in cases {
+        assert_refused(&daemon.ctl(line), says);
+        // Programs get the same: nothing on standard output that could be taken for a result.
+        assert_refused(&daemon.ctl(&format!("{line} --json")), says);
+        assert_eq!(daemon.names(), ["there"], "after {line}");
+    }
+    assert_eq!(daemon.objects("there").len(), 1);
+    assert_eq!(daemon.json("inspect there")["segment"]["capacity_bytes"], 8 << 20);
+}
+
+#[test]
+fn without_a_daemon_it_says_to_start_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("nobody-here");
+    for line in ["status", "list", "create x --size 1M", "destroy x"] {
+        let mut command = hshmctl();
+        let output = command.arg("--socket").arg(&socket).args(line.split(' ')).output().unwrap();
+        assert_refused(&output, &["nobody-here", "start hshmd", "HSHM_SOCKET"]);
+        let output = hshmctl().env("HSHM_SOCKET", &socket).args(line.split(' ')).output().unwrap();
+        assert_refused(&output, &["nobody-here", "start hshmd"]);
+    }
+    assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_socket_without_permission_is_not_taken_for_no_daemon() {
+    let daemon = Daemon::start();
+    let mut command = if nix::unistd::geteuid().is_root() {
+        // Root may use any socket, so it is another user who tries, with a copy that he can reach.
+        fs::set_permissions(daemon.path(), Permissions::from_mode(0o755)).unwrap();
+        let copy = daemon.path().join("hshmctl");
+        fs::copy(env!("CARGO_BIN_EXE_hshmctl"), &copy).unwrap();
+        let mut command = Command::new(copy);
+        command.uid(65_534).gid(65_534).stdin(Stdio::null());
+        command
+    } else {
+        hshmctl()
+    };
+    fs::set_permissions(daemon.socket(), Permissions::from_mode(0o000)).unwrap();
+    let output = command.arg("--socket").arg(daemon.socket()).arg("list").output().unwrap();
+    assert_refused(&output, &["no permission", "ask for access"]);
+}
+
+#[test]
+fn what_listens_there_may_be_another_program() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("other");
+    let _other = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let output = hshmctl().arg("--socket").arg(&socket).arg("list").output().unwrap();
+    assert_refused(&output, &["no hshmd"]);
+}

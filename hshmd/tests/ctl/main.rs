@@ -1,0 +1,12 @@
+//! `hshmctl` and the client library against a real daemon.
+#![allow(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that meets what it did not expect is to fail there and then"
+)]
+
+mod bad_input;
+mod client;
+mod commands;
+mod harness;
+mod terminal;
