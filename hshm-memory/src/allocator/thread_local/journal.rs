@@ -6,6 +6,7 @@
 //! block went to the list of a page that another owns, from the acknowledgement ([`super::remote`]).
 
 use super::heap::Heap;
+use super::layout::Journal;
 use super::page::Page;
 use super::refill::Request;
 use super::release::Block;
@@ -187,19 +188,29 @@ impl Heap {
                 break operation;
             }
         };
-        slot.journal.cell.store(cell, Ordering::Relaxed);
-        slot.journal.block.store(block, Ordering::Relaxed);
-        // ORDER: SeqCst: cell and block stand before the operation that they belong to, and the
-        // operation before the push that others acknowledge.
-        slot.journal.operation.store(operation.0, Ordering::SeqCst);
+        write(&slot.journal, operation, cell, block);
         operation
     }
 
     fn end(&self) {
-        // ORDER: Release: what the operation did stands before the journal forgets it. A helper
-        // may have cleared it already; both write the same.
-        self.slot().journal.operation.store(Operation::IDLE.0, Ordering::Release);
+        clear(&self.slot().journal);
     }
+}
+
+/// Says in the journal what is about to be done.
+pub(super) fn write(journal: &Journal, operation: Operation, cell: u64, block: u64) {
+    journal.cell.store(cell, Ordering::Relaxed);
+    journal.block.store(block, Ordering::Relaxed);
+    // ORDER: SeqCst: cell and block stand before the operation that they belong to, and the
+    // operation before the push that others acknowledge.
+    journal.operation.store(operation.0, Ordering::SeqCst);
+}
+
+/// Says that it is done.
+pub(super) fn clear(journal: &Journal) {
+    // ORDER: Release: what the operation did stands before the journal forgets it. A helper may
+    // have cleared it already; both write the same.
+    journal.operation.store(Operation::IDLE.0, Ordering::Release);
 }
 
 /// What is left to be done once a cell is null.

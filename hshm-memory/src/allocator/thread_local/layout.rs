@@ -117,6 +117,19 @@ pub(crate) struct Journal {
     _reserved: [AtomicU64; 5],
 }
 
+#[cfg(hshm_loom)]
+impl Journal {
+    /// An idle journal, for a model.
+    pub(crate) fn for_model() -> Self {
+        Self {
+            operation: AtomicU64::new(0),
+            cell: AtomicU64::new(0),
+            block: AtomicU64::new(0),
+            _reserved: std::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+}
+
 /// What is known of a unit, apart from who owns it, which its tag says.
 ///
 /// The first line is the owner's alone; the second is where others put what they free.

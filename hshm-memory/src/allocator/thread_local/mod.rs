@@ -7,6 +7,8 @@ mod geometry;
 mod heap;
 mod journal;
 mod layout;
+#[cfg(all(test, hshm_loom))]
+mod loom_remote;
 mod page;
 mod queue;
 mod recover;
