@@ -11,6 +11,7 @@ use super::page::Page;
 use super::refill::Request;
 use super::release::Block;
 use super::remote::Mark;
+use super::settle;
 use super::units;
 use super::view::View;
 use super::words::{
@@ -29,7 +30,8 @@ impl Heap {
     ) -> Result<u64, AllocError> {
         let view = &*self.view;
         let cell = view.cell(cell_offset)?;
-        if cell.load(Ordering::Relaxed) != 0 {
+        // ORDER: Acquire: who made the cell null had settled what it named before (`settle`).
+        if cell.load(Ordering::Acquire) != 0 {
             return Err(AllocError::BadCell {
                 offset: cell_offset,
                 why: "it is not null, and what it names would be lost",
@@ -97,6 +99,7 @@ impl Heap {
         };
         // Only now is the block ours: before, it could have been freed and its memory be another
         // block of the same offset.
+        settle::settle_allocation(&self.view, cell_offset, offset);
         match self.free_marked(offset, operation) {
             Ok(rest) => {
                 // Died here: the block is free, which recovery sees before it frees anything.
@@ -157,7 +160,6 @@ impl Heap {
     /// Begins freeing what the cell names: from here on the block is freed, whoever dies. None if
     /// the cell changed.
     fn mark(&self, cell: &AtomicU64, cell_offset: u64, offset: u64) -> Option<Operation> {
-        settle_allocation(&self.view, offset);
         let operation = self.begin(Step::FreeFrom, cell_offset, offset);
         crate::crash_point!("from.journalled");
         let marked = cell_being_freed(self.id, operation.sequence());
@@ -199,8 +201,10 @@ impl Heap {
 
 /// Says in the journal what is about to be done.
 pub(super) fn write(journal: &Journal, operation: Operation, cell: u64, block: u64) {
-    journal.cell.store(cell, Ordering::Relaxed);
-    journal.block.store(block, Ordering::Relaxed);
+    // ORDER: Release: the journal was cleared before: who reads a block or cell together with the
+    // operation before finds out by reading the operation again.
+    journal.cell.store(cell, Ordering::Release);
+    journal.block.store(block, Ordering::Release);
     // ORDER: SeqCst: cell and block stand before the operation that they belong to, and the
     // operation before the push that others acknowledge.
     journal.operation.store(operation.0, Ordering::SeqCst);
@@ -226,38 +230,12 @@ enum Rest<'h> {
 }
 
 /// Stores a block's offset in a null cell.
-fn fill(cell: &AtomicU64, cell_offset: u64, offset: u64) -> Result<(), AllocError> {
+pub(super) fn fill(cell: &AtomicU64, cell_offset: u64, offset: u64) -> Result<(), AllocError> {
     // ORDER: Release: the block is taken, and the journal says so, before the cell names it.
     let filled = cell.compare_exchange(0, offset, Ordering::Release, Ordering::Relaxed);
     filled
         .map(drop)
         .map_err(|_| AllocError::BadCell { offset: cell_offset, why: "another filled it first" })
-}
-
-/// Makes sure that the allocation of the block at `offset` is not undone when its maker dies: if
-/// the maker's journal still has it under way, it is declared done. To be called before the cell
-/// that names the block is changed by another.
-pub(super) fn settle_allocation(view: &View, offset: u64) {
-    let owner = match view.page_of(offset) {
-        Some((_, tag)) => tag.owner(),
-        None => view.tag(unit_of(offset)).map_or(0, Tag::owner),
-    };
-    if owner == 0 || owner > view.geometry.worker_slots {
-        return;
-    }
-    let journal = &view.slot(owner).journal;
-    let operation = journal.operation.load(Ordering::SeqCst);
-    let about_it = Operation(operation).step() == Step::AllocateInto
-        && journal.block.load(Ordering::SeqCst) == offset;
-    if about_it {
-        // The sequence number in the word keeps this from hitting a later operation.
-        let _ = journal.operation.compare_exchange(
-            operation,
-            Operation::IDLE.0,
-            Ordering::SeqCst,
-            Ordering::Relaxed,
-        );
-    }
 }
 
 /// What became of an operation that its maker did not finish.
@@ -280,14 +258,19 @@ pub(super) fn resolve(view: &View, id: u32, page_has: impl Fn(&Page<'_>, u64) ->
     let offset = slot.journal.block.load(Ordering::Relaxed);
     let cell = view.cell(cell_offset).ok();
     let value = cell.map_or(0, |cell| cell.load(Ordering::SeqCst));
+    let arrived = |cell| {
+        let marker = |id| settle::journal_of(view, id);
+        settle::has_arrived(&slot.journal, operation, cell, offset, marker)
+    };
     let resolved = match operation.step() {
         Step::Idle => Resolved::Nothing,
-        Step::AllocateInto if value == offset => Resolved::Completed,
+        Step::AllocateInto if cell.is_some_and(arrived) => Resolved::Completed,
         Step::AllocateInto => {
             free_for_dead(view, id, offset, page_has, operation, false);
             Resolved::Undone
         }
         Step::FreeFrom if value == cell_being_freed(id, operation.sequence()) => {
+            settle::settle_allocation(view, cell_offset, offset);
             free_for_dead(view, id, offset, page_has, operation, true);
             if let Some(cell) = cell {
                 cell.store(0, Ordering::Release);

@@ -3,6 +3,7 @@
 //! Each field is an atomic, because another process may write it at any moment; none is a `usize`,
 //! `bool`, enum or address. Change nothing here without raising [`LAYOUT_VERSION`].
 
+#[cfg(not(hshm_loom))]
 use std::mem::{offset_of, size_of};
 
 use super::size_class::CLASSES;
@@ -118,14 +119,44 @@ pub(crate) struct Journal {
 }
 
 #[cfg(hshm_loom)]
-impl Journal {
-    /// An idle journal, for a model.
-    pub(crate) fn for_model() -> Self {
-        Self {
-            operation: AtomicU64::new(0),
-            cell: AtomicU64::new(0),
-            block: AtomicU64::new(0),
-            _reserved: std::array::from_fn(|_| AtomicU64::new(0)),
+mod for_model {
+    use super::{AtomicU32, AtomicU64, CLASSES, Counters, Journal, Slot};
+
+    fn zeros<const N: usize>() -> [AtomicU64; N] {
+        std::array::from_fn(|_| AtomicU64::new(0))
+    }
+
+    impl Journal {
+        /// An idle journal.
+        pub(crate) fn for_model() -> Self {
+            let [operation, cell, block] = zeros();
+            Self { operation, cell, block, _reserved: zeros() }
+        }
+    }
+
+    impl Counters {
+        /// All zero.
+        pub(crate) fn for_model() -> Self {
+            let [loaded, local_frees, remote_frees, adoptions] = zeros();
+            Self { loaded, local_frees, remote_frees, adoptions }
+        }
+    }
+
+    impl Slot {
+        /// An empty slot.
+        pub(crate) fn for_model() -> Self {
+            let [sequence, acknowledged] = zeros();
+            Self {
+                thread: AtomicU32::new(0),
+                _reserved: AtomicU32::new(0),
+                sequence,
+                acknowledged,
+                _pad0: zeros(),
+                journal: Journal::for_model(),
+                counters: Counters::for_model(),
+                _pad1: zeros(),
+                bins: zeros::<CLASSES>(),
+            }
         }
     }
 }

@@ -14,7 +14,7 @@ use super::view::View;
 use super::words::{List, Remote, Tag, unit_start};
 use crate::backend::BackendError;
 use crate::options::OnExit;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// An `event` that no list reaches.
 pub(super) const NO_EVENT: u32 = u32::MAX;
@@ -227,17 +227,7 @@ impl<'v> Page<'v> {
 
     /// Takes an ownerless page. None if somebody else did.
     pub(super) fn adopt(&self, owner: u32) -> Option<Self> {
-        let adopted = self.tag.with_owner(owner);
-        // ORDER: SeqCst, of which Acquire pairs with the Release of whoever gave it up, so that its
-        // lists are seen; and whoever pushes on the remote list looks at the owner after, while
-        // whoever gives a page up looks at the remote list after: one must see the other.
-        let swapped = self.view.tag_word(self.unit).compare_exchange(
-            self.tag.0,
-            adopted.0,
-            Ordering::SeqCst,
-            Ordering::Relaxed,
-        );
-        swapped.ok()?;
+        let adopted = transition_adopt(self.view.tag_word(self.unit), self.tag, owner)?;
         crate::crash_point!("page.adopted");
         self.descriptor().event.store(NO_EVENT, Ordering::Relaxed);
         self.descriptor().queued.store(NOT_QUEUED, Ordering::Relaxed);
@@ -256,11 +246,46 @@ impl<'v> Page<'v> {
         if self.listed() > 0 || self.carved() < self.blocks() {
             units::set_adoptable(self.view, self.unit);
         }
-        // ORDER: SeqCst: see `adopt`. Of it, Release hands the lists to the next owner.
-        self.view.tag_word(self.unit).swap(ownerless.tag.0, Ordering::SeqCst);
-        crate::crash_point!("page.abandoned");
-        if self.remote() == remote { None } else { ownerless.adopt(owner) }
+        let word = self.view.tag_word(self.unit);
+        if transition_abandon(word, ownerless.tag, &self.descriptor().remote, remote) {
+            None
+        } else {
+            ownerless.adopt(owner)
+        }
     }
+}
+
+/// The ownerless page of tag `from` becomes `owner`'s. None if it was not ownerless any more.
+#[must_use]
+pub(super) fn transition_adopt(word: &AtomicU32, from: Tag, owner: u32) -> Option<Tag> {
+    let adopted = from.with_owner(owner);
+    // ORDER: SeqCst, of which Acquire pairs with the Release of whoever gave it up, so that its
+    // lists are seen.
+    word.compare_exchange(from.0, adopted.0, Ordering::SeqCst, Ordering::Relaxed).ok()?;
+    Some(adopted)
+}
+
+/// The caller's page becomes nobody's, with tag `to`. False if `remote` is no longer `seen`: then
+/// somebody freed a block to it who may have found it still owned.
+#[must_use]
+pub(super) fn transition_abandon(
+    word: &AtomicU32,
+    to: Tag,
+    remote: &AtomicU64,
+    seen: Remote,
+) -> bool {
+    // ORDER: SeqCst: whoever gives a page up looks at the remote list after, whoever pushes on the
+    // remote list looks at the owner after ([`tag_after_push`]): one must see the other. Release
+    // hands the lists to the next owner.
+    word.swap(to.0, Ordering::SeqCst);
+    crate::crash_point!("page.abandoned");
+    Remote(remote.load(Ordering::SeqCst)) == seen
+}
+
+/// Whose the page is, to one who just pushed on its remote list.
+pub(super) fn tag_after_push(word: &AtomicU32) -> Tag {
+    // ORDER: SeqCst, after the push's: see `transition_abandon`.
+    Tag(word.load(Ordering::SeqCst))
 }
 
 /// What [`Page::load`] put into the bin.

@@ -7,10 +7,11 @@ use super::journal::{self, Resolved};
 use super::layout::MEDIUM_UNITS;
 use super::page::Page;
 use super::size_class::CLASSES;
+use super::slots;
 use super::units;
 use super::view::View;
 use super::walk::Met;
-use super::words::{Kind, List, Operation, SlotWord, Tag};
+use super::words::{Kind, List, Tag};
 use crate::options::OnExit;
 use crate::process::ProcessId;
 use crate::report::RecoveryReport;
@@ -23,14 +24,7 @@ pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> Re
         if word.process() != dead {
             continue;
         }
-        // ORDER: Acquire pairs with the last holder's Release, or with the kernel's end of it.
-        let taken = view.slot_word(id).compare_exchange(
-            word.0,
-            SlotWord::recovering(by).0,
-            Ordering::AcqRel,
-            Ordering::Relaxed,
-        );
-        if taken.is_ok() {
+        if slots::transition_recover(view.slot_word(id), word, by) {
             // Died here: the slot names its recoverer, whose own death is noticed in turn.
             crate::crash_point!("recover.taken");
             report += recover_slot(view, id);
@@ -209,22 +203,5 @@ fn page_has(page: &Page<'_>, id: u32, offset: u64) -> bool {
 
 /// Makes a vacated slot free for another holder.
 pub(super) fn free_slot(view: &View, id: u32) {
-    let slot = view.slot(id);
-    let retired = &view.header().retired;
-    for (counter, total) in [
-        (&slot.counters.loaded, &retired.loaded),
-        (&slot.counters.local_frees, &retired.local_frees),
-        (&slot.counters.remote_frees, &retired.remote_frees),
-        (&slot.counters.adoptions, &retired.adoptions),
-    ] {
-        // Died between the two: the totals fall short by this slot's counts, which are figures
-        // for people; nothing rests on them.
-        let count = counter.swap(0, Ordering::Relaxed);
-        total.fetch_add(count, Ordering::Relaxed);
-    }
-    slot.thread.store(0, Ordering::Relaxed);
-    slot.journal.operation.store(Operation::IDLE.0, Ordering::Relaxed);
-    crate::crash_point!("slot.vacated");
-    // ORDER: Release pairs with the Acquire of the next holder's claim.
-    view.slot_word(id).store(SlotWord::FREE.0, Ordering::Release);
+    slots::transition_free(view.slot_word(id), view.slot(id), &view.header().retired);
 }

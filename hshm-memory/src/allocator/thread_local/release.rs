@@ -5,7 +5,7 @@ use std::cell::Cell;
 
 use super::heap::Heap;
 use super::layout::UNIT_BYTES;
-use super::page::{NO_EVENT, Page, pusher};
+use super::page::{NO_EVENT, Page, pusher, tag_after_push};
 use super::queue::{FULL, PARTIAL};
 use super::refill::{Request, add, sub};
 use super::remote::{self, Mark, Place};
@@ -136,8 +136,7 @@ impl Heap {
     /// Takes over the page that a block was just freed to remotely, if its owner let go of it
     /// meanwhile, perhaps without seeing the block.
     pub(super) fn rescue(&self, unit: u32) {
-        // ORDER: SeqCst, after the push's: see `Page::adopt`.
-        let tag = Tag(self.view.tag_word(unit).load(Ordering::SeqCst));
+        let tag = tag_after_push(self.view.tag_word(unit));
         if tag.owner() == 0
             && matches!(tag.kind(), Kind::Small | Kind::Medium)
             && let Some(page) = Page::new(&self.view, unit, tag).adopt(self.id)

@@ -1,7 +1,8 @@
 //! Worker slots: one for each thread that allocates, unique over all processes.
 
+use super::layout::{Counters, Slot};
 use super::view::View;
-use super::words::{SlotState, SlotWord};
+use super::words::{Operation, SlotState, SlotWord};
 use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::process::ProcessId;
@@ -54,4 +55,33 @@ pub(super) fn transition_park(word: &AtomicU64) {
         // ORDER: Release pairs with the Acquire of the thread that takes the slot over.
         word.store(SlotWord::parked(live.process()).0, Ordering::Release);
     }
+}
+
+/// From the dead holder's word `from` to recovering. False if somebody else recovers it or did.
+#[must_use]
+pub(super) fn transition_recover(word: &AtomicU64, from: SlotWord, by: ProcessId) -> bool {
+    let recovering = SlotWord::recovering(by).0;
+    // ORDER: Acquire pairs with the last holder's Release, or with the kernel's end of it.
+    word.compare_exchange(from.0, recovering, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+}
+
+/// From the caller's, live or recovering, to free: a vacated slot for another holder. Its counts
+/// are added to `retired`.
+pub(super) fn transition_free(word: &AtomicU64, slot: &Slot, retired: &Counters) {
+    for (counter, total) in [
+        (&slot.counters.loaded, &retired.loaded),
+        (&slot.counters.local_frees, &retired.local_frees),
+        (&slot.counters.remote_frees, &retired.remote_frees),
+        (&slot.counters.adoptions, &retired.adoptions),
+    ] {
+        // Died between the two: the totals fall short by this slot's counts, which are figures
+        // for people; nothing rests on them.
+        let count = counter.swap(0, Ordering::Relaxed);
+        total.fetch_add(count, Ordering::Relaxed);
+    }
+    slot.thread.store(0, Ordering::Relaxed);
+    slot.journal.operation.store(Operation::IDLE.0, Ordering::Relaxed);
+    crate::crash_point!("slot.vacated");
+    // ORDER: Release pairs with the Acquire of the next holder's claim.
+    word.store(SlotWord::FREE.0, Ordering::Release);
 }

@@ -321,6 +321,13 @@ pub(crate) const fn cell_being_freed(slot: u32, sequence: u32) -> u64 {
     1 << 63 | (slot as u64) << OFFSET_BITS | (sequence & Remote::SEQUENCE_MASK) as u64
 }
 
+/// The slot and the sequence number out of such a value.
+pub(crate) const fn cell_marker(value: u64) -> Option<(u32, u32)> {
+    #[allow(clippy::cast_possible_truncation, reason = "masked to 15 and 24 bits")]
+    let parts = ((value >> OFFSET_BITS & 0x7fff) as u32, value as u32 & Remote::SEQUENCE_MASK);
+    if value >> 63 == 1 { Some(parts) } else { None }
+}
+
 /// Whether a cell's value names a block.
 pub(crate) const fn cell_names_block(value: u64) -> bool {
     value != 0 && value >> OFFSET_BITS == 0
@@ -382,6 +389,8 @@ mod tests {
         assert_eq!((op.step(), op.unit(), op.sequence()), (Step::FreeFrom, u32::MAX, 0xff_ffff));
         assert_eq!(Operation::IDLE.step(), Step::Idle);
         assert!(!cell_names_block(cell_being_freed(1, 0)) && cell_names_block(0x1_0000));
+        assert_eq!(cell_marker(cell_being_freed(4095, 0xff_ffff)), Some((4095, 0xff_ffff)));
+        assert_eq!(cell_marker(0x1_0000), None);
     }
 
     #[test]
