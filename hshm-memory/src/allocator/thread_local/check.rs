@@ -14,12 +14,16 @@ use crate::sync::Ordering;
 
 /// How often a page is looked at again that others are at work on.
 const LOOKS: usize = 64;
+/// How often units that look lost are looked at again, in all: a scribbled segment of a terabyte may
+/// have millions.
+const PATIENCE: usize = 64 * LOOKS;
 /// How often a page that nobody changed must look broken before it is said to be.
 const FAULTS: u32 = 3;
 
 pub(super) fn check(view: &View) -> CheckReport {
     view.refresh_limit();
-    let mut checker = Checker { view, report: CheckReport::default() };
+    let report = CheckReport::default();
+    let mut checker = Checker { view, report, patience: PATIENCE, last_body: (0, false) };
     checker.slots_hold_themselves_to_their_words();
     let mut unit = view.geometry.first_unit;
     while let Some(tag) = view.tag(unit) {
@@ -31,6 +35,10 @@ pub(super) fn check(view: &View) -> CheckReport {
 struct Checker<'v> {
     view: &'v View,
     report: CheckReport,
+    /// Looks that are left of [`PATIENCE`].
+    patience: usize,
+    /// The last body that was looked at by itself, and whether it had a head.
+    last_body: (u32, bool),
 }
 
 /// A page's lists at one moment.
@@ -77,7 +85,7 @@ impl Checker<'_> {
             }
             Kind::Transit => {
                 let len = self.view.descriptor(unit).run_units.load(Ordering::Relaxed);
-                len.clamp(1, self.view.units() - unit)
+                len.clamp(1, self.view.units().saturating_sub(unit).max(1))
             }
             Kind::Free | Kind::Claimed => 1,
         };
@@ -117,13 +125,17 @@ impl Checker<'_> {
 
     /// I2: a body has a head, so no unit is lost.
     fn body_has_a_head(&mut self, unit: u32, tag: Tag) {
-        let settled = (0..LOOKS).any(|_| {
-            let changed = self.view.tag(unit) != Some(tag);
-            if !changed {
-                std::thread::yield_now();
+        let looks = LOOKS.min(self.patience).max(1);
+        let mut settled = false;
+        for look in 1..=looks {
+            settled = self.view.tag(unit) != Some(tag) || self.has_head(unit, tag);
+            if settled || look == looks {
+                break;
             }
-            changed || self.has_head(unit, tag)
-        });
+            self.patience -= 1;
+            std::thread::yield_now();
+        }
+        self.last_body = (unit, settled);
         if !settled {
             let what = format!("unit {unit} is part of a page or run that does not exist");
             self.violated("I2", unit_start(unit), what);
@@ -138,7 +150,12 @@ impl Checker<'_> {
             return matches!(kind_at(head), Some(Kind::Medium | Kind::Claimed));
         }
         let mut head = unit;
-        while kind_at(head) == Some(Kind::RunBody) || kind_at(head) == Some(Kind::Claimed) {
+        while matches!(kind_at(head), Some(Kind::RunBody | Kind::Claimed)) {
+            // What was found out about the one before holds for those that follow it, lest a long
+            // row of them be walked for each.
+            if head == self.last_body.0 {
+                return self.last_body.1;
+            }
             head = head.saturating_sub(1);
         }
         matches!(kind_at(head), Some(Kind::Large | Kind::Transit))

@@ -7,13 +7,17 @@ mod geometry;
 mod heap;
 mod journal;
 mod layout;
-#[cfg(all(test, hshm_loom))]
+#[cfg(test)]
+#[cfg(hshm_loom)]
 mod loom_journal;
-#[cfg(all(test, hshm_loom))]
+#[cfg(test)]
+#[cfg(hshm_loom)]
 mod loom_page;
-#[cfg(all(test, hshm_loom))]
+#[cfg(test)]
+#[cfg(hshm_loom)]
 mod loom_remote;
-#[cfg(all(test, hshm_loom))]
+#[cfg(test)]
+#[cfg(hshm_loom)]
 mod loom_slots;
 mod page;
 mod queue;
@@ -30,6 +34,9 @@ mod view;
 mod walk;
 mod words;
 
+#[cfg(test)]
+#[cfg(not(hshm_loom))]
+mod hostile;
 #[cfg(test)]
 mod tests;
 
@@ -496,9 +503,9 @@ impl ThreadLocalAllocator {
         let kept = usize::try_from(old_bytes).unwrap_or(usize::MAX).min(bytes);
         let new = self.allocate_offset(context, bytes)?;
         let (from, to) = (self.resolve(pointer, kept)?, self.resolve(new, kept)?);
-        // SAFETY: [mapped] both ranges were resolved; [owned] both blocks are the caller's, and
-        // they are two.
-        unsafe { ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), kept) };
+        // SAFETY: [mapped] both ranges were resolved; [owned] both blocks are the caller's. Where
+        // somebody scribbled on the segment they may overlap, which this allows.
+        unsafe { ptr::copy(from.as_ptr(), to.as_ptr(), kept) };
         // SAFETY: the caller gives the old block up.
         unsafe { self.free_offset_no_null_check(context, pointer) }?;
         Ok(new)
@@ -609,7 +616,8 @@ impl ThreadLocalAllocator {
         if dead.is_alive() {
             return RecoveryReport::default();
         }
-        let by = ProcessId::current().unwrap_or_default();
+        // Without a name of our own nobody could tell whether we are still at it.
+        let Ok(by) = ProcessId::current() else { return RecoveryReport::default() };
         recover::recover_process(&self.inner.view, dead, by)
     }
 

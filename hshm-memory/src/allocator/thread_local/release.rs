@@ -136,7 +136,7 @@ impl Heap {
     /// Takes over the page that a block was just freed to remotely, if its owner let go of it
     /// meanwhile, perhaps without seeing the block.
     pub(super) fn rescue(&self, unit: u32) {
-        let tag = tag_after_push(self.view.tag_word(unit));
+        let tag = self.view.plausible(unit, tag_after_push(self.view.tag_word(unit)));
         if tag.owner() == 0
             && matches!(tag.kind(), Kind::Small | Kind::Medium)
             && let Some(page) = Page::new(&self.view, unit, tag).adopt(self.id)

@@ -25,10 +25,10 @@ fn assert_empty(heap: &ThreadLocalAllocator) {
 }
 
 /// A small generator, so that a failure can be had again.
-struct Random(u64);
+pub(super) struct Random(pub(super) u64);
 
 impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
+    pub(super) fn below(&mut self, bound: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -36,7 +36,7 @@ impl Random {
     }
 
     /// Sizes of every order of magnitude alike.
-    fn size(&mut self, bits: u64) -> usize {
+    pub(super) fn size(&mut self, bits: u64) -> usize {
         let magnitude = self.below(bits);
         (1 << magnitude) + usize::try_from(self.below(1 << magnitude)).unwrap()
     }

@@ -5,7 +5,9 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::geometry::{Geometry, Identity};
-use super::layout::{DESCRIPTOR_BYTES, Descriptor, Header, SLOT_BYTES, Slot, UNIT_SHIFT};
+use super::layout::{
+    DESCRIPTOR_BYTES, Descriptor, Header, MEDIUM_UNITS, SLOT_BYTES, Slot, UNIT_SHIFT,
+};
 use super::size_class::CLASSES;
 use super::words::{Kind, List, SlotWord, Tag, unit_of, unit_start};
 use crate::backend::{Backend, BackendError};
@@ -132,7 +134,17 @@ impl View {
     /// The tag of `unit`, or `None` if there is no such unit now.
     pub(crate) fn tag(&self, unit: u32) -> Option<Tag> {
         // ORDER: Acquire pairs with the Release of whoever made the unit what it is.
-        self.block_units().contains(&unit).then(|| Tag(self.tag_word(unit).load(Ordering::Acquire)))
+        let read = || self.plausible(unit, Tag(self.tag_word(unit).load(Ordering::Acquire)));
+        self.block_units().contains(&unit).then(read)
+    }
+
+    /// `tag`, read from the word of `unit`, unless it cannot stand there: whoever acts on it may
+    /// rely on a medium page's being inside the segment, with eight tags and descriptors (I7).
+    pub(super) fn plausible(&self, unit: u32, tag: Tag) -> Tag {
+        let is_there = tag.kind() != Kind::Medium
+            || (unit.is_multiple_of(MEDIUM_UNITS)
+                && unit.checked_add(MEDIUM_UNITS).is_some_and(|end| end <= self.geometry.units));
+        if is_there { tag } else { Tag::UNKNOWN }
     }
 
     pub(crate) fn descriptor(&self, unit: u32) -> &Descriptor {

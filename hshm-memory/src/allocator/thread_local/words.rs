@@ -3,7 +3,7 @@
 //! operations and cell values.
 
 use super::layout::{OFFSET_BITS, UNIT_SHIFT};
-use super::size_class::GRANULE_BYTES;
+use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES};
 use crate::process::{PID_BITS, ProcessId, START_TICKS_BITS};
 
 /// What a unit is.
@@ -51,7 +51,7 @@ impl Tag {
 
     /// A page, small or medium by its class.
     pub(crate) fn page(owner: u32, class: usize) -> Self {
-        let kind = if class < super::size_class::SMALL_CLASSES { 2 } else { 3 };
+        let kind = if class < SMALL_CLASSES { 2 } else { 3 };
         Self::new(kind, owner, u32::try_from(class).unwrap_or(0xff), 0)
     }
 
@@ -64,6 +64,8 @@ impl Tag {
     }
 
     pub(crate) const RUN_BODY: Self = Self::new(6, 0, 0, 0);
+    /// Never stored: what is made of a tag that cannot be where it stands.
+    pub(crate) const UNKNOWN: Self = Self::new(0xf, 0, 0, 0);
 
     pub(crate) const fn transit(owner: u32) -> Self {
         Self::new(7, owner, 0, 0)
@@ -80,8 +82,8 @@ impl Tag {
         match (self.0 >> 12) & 0xf {
             0 if self.0 == 0 => Kind::Free,
             1 => Kind::Claimed,
-            2 => Kind::Small,
-            3 => Kind::Medium,
+            2 if self.class() < SMALL_CLASSES => Kind::Small,
+            3 if self.class() >= SMALL_CLASSES && self.class() < CLASSES => Kind::Medium,
             4 => Kind::MediumBody,
             5 => Kind::Large,
             6 => Kind::RunBody,
@@ -363,6 +365,9 @@ mod tests {
         assert_eq!(Tag::page(9, 3).0 & 0xffff, Tag::small_owned_by(9).into());
         assert_eq!(Tag(0xf000).kind(), Kind::Unknown);
         assert_eq!(Tag(1).kind(), Kind::Unknown);
+        assert_eq!(Tag(Tag::page(1, 95).0 + (1 << 16)).kind(), Kind::Unknown, "too large a class");
+        assert_eq!(Tag(Tag::page(1, 96).0 - (1 << 16)).kind(), Kind::Unknown, "too small a class");
+        assert_eq!(Tag(Tag::page(1, 143).0 + (1 << 16)).kind(), Kind::Unknown, "no class");
     }
 
     #[test]
