@@ -35,7 +35,9 @@
 //!
 //! A child of `fork` may go on using the clients and segments that it inherited. It opens a
 //! connection of its own at its first request, and never uses its parent's; nor does it allocate
-//! through its parent's worker slots.
+//! through its parent's worker slots. Only where the daemon lives in another pid namespace, the child
+//! should attach its segments anew before it allocates: what the parent was told of its own identity
+//! does not hold for the child.
 
 mod client;
 mod connection;

@@ -14,7 +14,8 @@ use hshm_proto::SegmentDescriptor;
 use crate::client::Inner;
 use crate::error::Error;
 
-/// A segment in this process. Cheap to clone; the last clone's drop detaches it.
+/// A segment in this process. Cheap to clone; the last clone's drop detaches it, which may wait for
+/// the daemon's answer.
 ///
 /// It dereferences to the allocator, whose operations it has: `allocate`, `free`, `resolve`,
 /// `allocate_into`, `report` and so on. None of them involves the daemon.

@@ -40,7 +40,9 @@ impl Ui {
         // https://no-color.org: present and not empty.
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        let width = comfy_table::Table::new().width().filter(|_| terminal);
+        // Some terminals do not know their width and say 0; in very narrow ones, columns of single
+        // letters would be worse than lines that wrap.
+        let width = comfy_table::Table::new().width().filter(|width| terminal && *width >= 40);
         let form = Form { colour: terminal && !dumb && !set("NO_COLOR"), width };
         Self { out: BufWriter::new(stdout.lock()), json, form }
     }

@@ -116,7 +116,11 @@ pub(crate) fn run(args: &DemoArgs, ui: &mut Ui) -> Result<Exit> {
     match share_and_verify(args, ui, &signals) {
         Ok(summary) => {
             ui.show(&summary, |ui| summary.print(ui))?;
-            Ok(if summary.is_verified() { Exit::Success } else { Exit::Failed })
+            if !summary.is_verified() {
+                ui.finish()?;
+                bail!("the demo is not verified, as told above: please report it");
+            }
+            Ok(Exit::Success)
         }
         Err(error) => match error.downcast_ref::<Interrupted>() {
             // The coordinator and the daemon have cleaned up on the way here.

@@ -29,10 +29,10 @@ impl Progress {
 
     /// Begins something that will handle so many bytes.
     pub(super) fn begin_bytes(&self, what: &'static str, bytes: u64) {
-        self.style("{spinner} {msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}");
-        self.0.set_message(what);
-        self.0.set_position(0);
         self.0.set_length(bytes);
+        self.0.set_position(0);
+        self.0.set_message(what);
+        self.style("{spinner} {msg} [{bar:30}] {binary_bytes}/{binary_total_bytes}");
     }
 
     pub(super) fn advance(&self, bytes: u64) {

@@ -1,5 +1,6 @@
 //! The same files again, plainly: one process, private memory, one file after the other.
 
+use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
@@ -59,7 +60,8 @@ impl Comparison {
                 self.different += 1;
                 if self.examples.len() < NAMED {
                     let path = file.path.display();
-                    self.examples.push(format!("{path}: shared {shared:?}, plain {plain:?}"));
+                    let (shared, plain) = (told(shared), told(plain));
+                    self.examples.push(format!("{path}: shared {shared}; plain {plain}"));
                 }
             }
         }
@@ -70,6 +72,16 @@ impl Comparison {
 /// pieces.
 fn is_equal(a: Counts, b: Counts) -> bool {
     (a.bytes, a.words, a.crc32) == (b.bytes, b.words, b.crc32)
+}
+
+/// A file's result, in a mention of it.
+fn told(result: Result<Counts, impl Debug>) -> String {
+    match result {
+        Ok(Counts { bytes, words, crc32, .. }) => {
+            format!("{bytes} bytes, {words} words, CRC-32 {crc32:08x}")
+        }
+        Err(error) => format!("not readable ({error:?})"),
+    }
 }
 
 /// Whether a file is not what the walk met.
