@@ -1,0 +1,1 @@
+#include <boost/interprocess/managed_shared_memory.hpp>
