@@ -167,21 +167,21 @@ impl Name {
             #[cfg(feature = "mimalloc")]
             Self::Mimalloc => Ok(mimalloc::version()),
             #[cfg(not(feature = "mimalloc"))]
-            Self::Mimalloc => Err("built without the feature mimalloc".to_owned()),
+            Self::Mimalloc => Err("built without it: run with --features peers".to_owned()),
             #[cfg(feature = "snmalloc")]
             Self::Snmalloc => Ok(format!("snmalloc-sys {}", env!("VERSION_SNMALLOC_SYS"))),
             #[cfg(not(feature = "snmalloc"))]
-            Self::Snmalloc => Err("built without the feature snmalloc".to_owned()),
+            Self::Snmalloc => Err("built without it: run with --features peers".to_owned()),
             #[cfg(feature = "jemalloc")]
             Self::Jemalloc => {
                 Ok(format!("tikv-jemalloc-sys {}", env!("VERSION_TIKV_JEMALLOC_SYS")))
             }
             #[cfg(not(feature = "jemalloc"))]
-            Self::Jemalloc => Err("built without the feature jemalloc".to_owned()),
+            Self::Jemalloc => Err("built without it: run with --features peers".to_owned()),
             #[cfg(feature = "rpmalloc")]
             Self::Rpmalloc => Ok(format!("rpmalloc-sys {}", env!("VERSION_RPMALLOC_SYS"))),
             #[cfg(not(feature = "rpmalloc"))]
-            Self::Rpmalloc => Err("built without the feature rpmalloc".to_owned()),
+            Self::Rpmalloc => Err("built without it: run with --features peers".to_owned()),
             Self::Tcmalloc => tcmalloc::version(),
             Self::Glibc => Ok(glibc::version()),
             #[cfg(boost)]
@@ -191,7 +191,7 @@ impl Name {
             #[cfg(feature = "iceoryx2")]
             Self::Iceoryx2 => Ok(format!("iceoryx2-cal {}", env!("VERSION_ICEORYX2_CAL"))),
             #[cfg(not(feature = "iceoryx2"))]
-            Self::Iceoryx2 => Err("built without the feature iceoryx2".to_owned()),
+            Self::Iceoryx2 => Err("built without it: run with --features peers".to_owned()),
         }
     }
 

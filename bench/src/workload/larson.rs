@@ -16,6 +16,7 @@ use crate::random::{SIZES, uniform_sizes};
 /// The largest block.
 pub(crate) const MAX_BYTES: usize = 1000;
 /// Blocks that are live for each thread.
+#[cfg(feature = "iceoryx2")]
 pub(crate) const BLOCKS_PER_SEAT: usize = TABLES * SLOTS;
 
 /// Blocks of a table.

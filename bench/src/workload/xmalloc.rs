@@ -13,6 +13,7 @@ use crate::random::{SIZES, Sizes, uniform_sizes};
 /// The largest block.
 pub(crate) const MAX_BYTES: usize = 512;
 /// Blocks that may be live at once, for each of the two.
+#[cfg(feature = "iceoryx2")]
 pub(crate) const BLOCKS_IN_FLIGHT: usize = 66 * BATCH;
 
 /// Batches before those that are measured.
