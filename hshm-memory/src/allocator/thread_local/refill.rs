@@ -41,7 +41,8 @@ impl Heap {
         }
         // A multiple of the alignment gets a class whose blocks all lie at one: classes are a power
         // of two apart, and pages begin at multiples of their size.
-        let rounded = bytes.max(1).checked_next_multiple_of(align);
+        let bytes = bytes.max(1);
+        let rounded = bytes.checked_next_multiple_of(align);
         if let Some(rounded) = rounded.filter(|&rounded| rounded <= MEDIUM_MAX_BYTES) {
             return Ok(Request::Class(class_of(rounded)));
         }

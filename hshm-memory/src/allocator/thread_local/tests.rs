@@ -230,6 +230,33 @@ fn errors_say_what_was_asked() {
 }
 
 #[test]
+fn nothing_at_a_great_alignment_is_a_block_too() {
+    let heap = heap(16 << 20, InitOptions::default());
+    for align in [32, 65_536, 1 << 17, 2 << 20] {
+        let block = heap.aligned_allocate(0, align).unwrap();
+        assert_eq!(block.offset_bytes() % align as u64, 0);
+        free(&heap, block);
+    }
+    assert_empty(&heap);
+}
+
+#[test]
+fn an_ended_thread_keeps_no_memory_without_blocks() {
+    for on_exit in [OnExit::Keep, OnExit::Reclaim] {
+        let heap = heap(64 << 20, InitOptions { on_exit, ..InitOptions::default() });
+        std::thread::scope(|scope| {
+            let work = || {
+                for bytes in [100, 8000, 40_000, 1 << 20] {
+                    free(&heap, heap.allocate(bytes).unwrap());
+                }
+            };
+            scope.spawn(work).join().unwrap();
+        });
+        assert_eq!(heap.report().held_bytes(), 0, "{on_exit}");
+    }
+}
+
+#[test]
 fn a_large_block_grows_and_shrinks_where_it_stands() {
     let heap = heap(32 << 20, InitOptions::default());
     let block = heap.allocate(1 << 20).unwrap();

@@ -158,8 +158,11 @@ fn give_back(heap: &Heap) {
             recover::vacate(view, heap.id, Leave::Orderly);
             recover::free_slot(view, heap.id);
         }
-        // The blocks are the process's as long as it lives.
-        OnExit::Reclaim => slots::transition_park(view.slot_word(heap.id)),
+        // The blocks are the process's as long as it lives; what holds none is anybody's.
+        OnExit::Reclaim => {
+            heap.collect();
+            slots::transition_park(view.slot_word(heap.id));
+        }
     }
 }
 
