@@ -294,7 +294,15 @@ fn free_for_dead(
     operation: Operation,
     pushed_remotely: bool,
 ) {
-    let Some((unit, tag)) = view.page_of(offset) else {
+    let slot = view.slot(id);
+    let found = view.page_of(offset);
+    // ORDER: SeqCst, after the page's tag: whoever took the block from the list that it was pushed
+    // on, or gave that page up, acknowledged the push before, and what stands there now may be
+    // somebody's that came after.
+    if pushed_remotely && slot.acknowledged.load(Ordering::SeqCst) == operation.acknowledgement() {
+        return;
+    }
+    let Some((unit, tag)) = found else {
         let head = unit_of(offset);
         match view.tag(head) {
             // The head's tag still names the block's allocation: let recovery's walk dismantle it.
@@ -312,7 +320,6 @@ fn free_for_dead(
     if page.index_of(offset).is_none() {
         return;
     }
-    let slot = view.slot(id);
     let list = &page.descriptor().remote;
     if pushed_remotely && super::remote::push_happened(list, id, operation, &slot.acknowledged) {
         return;

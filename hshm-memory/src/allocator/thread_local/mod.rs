@@ -38,6 +38,8 @@ mod words;
 #[cfg(not(hshm_loom))]
 mod hostile;
 #[cfg(test)]
+mod interrupted;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

@@ -113,7 +113,8 @@ impl<'v> Page<'v> {
         descriptor.event.store(NO_EVENT, Ordering::Relaxed);
         descriptor.queued.store(NOT_QUEUED, Ordering::Relaxed);
         let emptied = Remote::empty(generation.wrapping_add(1) & Remote::SEQUENCE_MASK);
-        descriptor.remote.store(emptied.0, Ordering::Relaxed);
+        // ORDER: Release: who sees the list emptied sees what `release_page` acknowledged.
+        descriptor.remote.store(emptied.0, Ordering::Release);
         crate::crash_point!("page.initialised");
         let tag = Tag::page(owner, class);
         units::publish_page(view, unit, tag);

@@ -11,7 +11,7 @@ fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
     ThreadLocalAllocator::shm_init(Arc::new(backend), AllocatorId::new(1, 2), &options).unwrap()
 }
 
-fn free(heap: &ThreadLocalAllocator, block: OffsetPointer) {
+pub(super) fn free(heap: &ThreadLocalAllocator, block: OffsetPointer) {
     // SAFETY: the tests free what they allocated, once.
     unsafe { heap.free(block) }.unwrap();
 }

@@ -7,8 +7,10 @@
 use std::ops::Range;
 
 use super::layout::MEDIUM_UNITS;
+use super::page::pusher;
+use super::remote;
 use super::view::View;
-use super::words::{Kind, Tag};
+use super::words::{Kind, Remote, Tag, unit_start};
 use crate::sync::Ordering;
 
 const WORD_BITS: u32 = 64;
@@ -221,6 +223,11 @@ pub(super) fn publish_page(view: &View, unit: u32, tag: Tag) {
 
 /// Frees the units of a page that the caller owns and that has no allocated block.
 pub(super) fn release_page(view: &View, owner: u32, unit: u32, tag: Tag) {
+    // Blocks that others freed are not taken from their list any more: so whoever pushed the last
+    // one is told here that its push happened, before the memory is something else.
+    let list = &view.descriptor(unit).remote;
+    let word = Remote(list.load(Ordering::SeqCst));
+    remote::acknowledge(list, word, unit_start(unit), &|slot| pusher(view, slot));
     if tag.kind() == Kind::Medium {
         // The bodies become claimed while the head still binds them, as in `dismantle_run`.
         for place in 1..MEDIUM_UNITS {
@@ -275,7 +282,7 @@ pub(super) fn rebuild_hints(view: &View) {
                 // Unlocked looks at another's page: for a hint that is enough.
                 let lists = [&page.local, &page.free];
                 let filled = lists.iter().any(|list| list.load(Ordering::Relaxed) != 0);
-                if filled || super::words::Remote(page.remote.load(Ordering::Relaxed)).count() > 0 {
+                if filled || Remote(page.remote.load(Ordering::Relaxed)).count() > 0 {
                     set_adoptable(view, unit);
                 }
             }
