@@ -41,9 +41,9 @@ fn in_child(f: impl FnOnce()) -> Pid {
 fn wait(child: Pid) {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match waitpid(child, Some(WaitPidFlag::WNOHANG)).unwrap() {
-            WaitStatus::StillAlive => {}
-            status => return assert_eq!(status, WaitStatus::Exited(child, 0)),
+        let status = waitpid(child, Some(WaitPidFlag::WNOHANG)).unwrap();
+        if status != WaitStatus::StillAlive {
+            return assert_eq!(status, WaitStatus::Exited(child, 0));
         }
         assert!(Instant::now() < deadline, "the child is stuck");
         std::thread::sleep(Duration::from_millis(1));
