@@ -18,6 +18,8 @@ struct Worker {
     journal: Journal,
     /// 1 while the block is on a list of its worker's: in its bin, or given back to its page.
     is_free: AtomicU64,
+    /// 1 once the memory is a block that a freer allocated for itself, as a run's may be.
+    is_taken: AtomicU64,
 }
 
 struct World {
@@ -36,13 +38,17 @@ fn worker_of(block: u64) -> usize {
 
 impl World {
     fn new() -> Arc<Self> {
-        let worker = || Worker { journal: Journal::for_model(), is_free: AtomicU64::new(1) };
+        let worker = || Worker {
+            journal: Journal::for_model(),
+            is_free: AtomicU64::new(1),
+            is_taken: AtomicU64::new(0),
+        };
         Arc::new(Self { cell: AtomicU64::new(0), workers: [(); WORKERS].map(|()| worker()) })
     }
 
     /// [`super::heap::Heap::allocate_into`] by `worker`, if its block is to be had.
     fn allocate_into(&self, worker: usize, sequence: u32) {
-        let Worker { journal, is_free } = &self.workers[worker];
+        let Worker { journal, is_free, .. } = &self.workers[worker];
         if self.cell.load(Ordering::Acquire) != 0 || is_free.load(Ordering::Acquire) == 0 {
             return;
         }
@@ -56,11 +62,11 @@ impl World {
     }
 
     /// [`super::heap::Heap::free_from`] by `worker`.
-    fn free_from(&self, worker: usize) {
+    fn free_from(&self, worker: usize) -> bool {
         let journal = &self.workers[worker].journal;
         let offset = self.cell.load(Ordering::Acquire);
         if !cell_names_block(offset) {
-            return;
+            return false;
         }
         write(journal, Operation::new(Step::FreeFrom, 2, 1), CELL, offset);
         let marked = cell_being_freed(u32::try_from(worker).unwrap(), 1);
@@ -72,6 +78,15 @@ impl World {
             self.cell.store(0, Ordering::Release);
         }
         clear(journal);
+        won
+    }
+
+    /// Somebody gets the memory for another block.
+    fn take(&self, owner: usize) {
+        let Worker { is_free, is_taken, .. } = &self.workers[owner];
+        if is_free.compare_exchange(1, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            is_taken.store(1, Ordering::Relaxed);
+        }
     }
 
     fn free(&self, block: u64) {
@@ -81,7 +96,7 @@ impl World {
 
     /// [`super::journal::resolve`] for the victim.
     fn resolve(&self) {
-        let Worker { journal, is_free } = &self.workers[0];
+        let Worker { journal, is_free, .. } = &self.workers[0];
         let operation = Operation(journal.operation.load(Ordering::SeqCst));
         if operation.step() == Step::AllocateInto {
             let marker = |slot| self.workers.get(slot as usize).map(|worker| &worker.journal);
@@ -97,9 +112,12 @@ impl World {
     fn assert_exactly_once(&self) {
         let cell = self.cell.load(Ordering::Acquire);
         for worker in 0..WORKERS {
-            let is_free = self.workers[worker].is_free.load(Ordering::Acquire) == 1;
+            let Worker { is_free, is_taken, .. } = &self.workers[worker];
+            let is_free = is_free.load(Ordering::Acquire) == 1;
+            let is_taken = is_taken.load(Ordering::Acquire) == 1;
             let block = block_of(worker);
-            assert_eq!(is_free, cell != block, "{block:#x}, and the cell holds {cell:#x}");
+            let uses = u32::from(is_free) + u32::from(is_taken) + u32::from(cell == block);
+            assert_eq!(uses, 1, "{block:#x}, free {is_free}, taken {is_taken}, cell {cell:#x}");
         }
     }
 }
@@ -143,6 +161,27 @@ fn of_two_blocks_for_one_cell_one_gets_there() {
         victim.join().unwrap();
         world.resolve();
         rival.join().unwrap();
+        freer.join().unwrap();
+        world.assert_exactly_once();
+    });
+}
+
+/// The dead's block was freed from the cell and is a part of something else now.
+#[test]
+fn memory_that_serves_another_since_is_left_alone() {
+    explore_deaths(|death: Death| {
+        let world = World::new();
+        let [victim, freer] = [(); 2].map(|()| Arc::clone(&world));
+        let victim = loom::thread::spawn(move || {
+            death.await_in(|| victim.allocate_into(0, 1));
+        });
+        let freer = loom::thread::spawn(move || {
+            if freer.free_from(1) {
+                freer.take(0);
+            }
+        });
+        victim.join().unwrap();
+        world.resolve();
         freer.join().unwrap();
         world.assert_exactly_once();
     });
