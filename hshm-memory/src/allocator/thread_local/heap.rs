@@ -121,6 +121,15 @@ impl Heap {
         self.set_limit(self.view.refresh_limit());
     }
 
+    /// Takes note if somebody in this process saw that it has, or the fast paths would do nothing
+    /// beyond what was there when the heap was made.
+    pub(super) fn note_limit(&self) {
+        let limit = self.view.limit();
+        if unit_of(limit) != self.units.get() {
+            self.set_limit(limit);
+        }
+    }
+
     pub(super) fn slot(&self) -> &Slot {
         self.view.slot(self.id)
     }

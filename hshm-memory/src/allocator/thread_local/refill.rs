@@ -65,6 +65,7 @@ impl Heap {
     #[cold]
     #[inline(never)]
     pub(super) fn allocate_slow(&self, bytes: usize, align: usize) -> Result<u64, AllocError> {
+        self.note_limit();
         match self.request(bytes, align)? {
             Request::Class(class) => loop {
                 if let Some(offset) = self.take(class) {

@@ -35,6 +35,7 @@ impl Heap {
     #[cold]
     #[inline(never)]
     pub(super) fn free_slow(&self, offset: u64) -> Result<(), AllocError> {
+        self.note_limit();
         loop {
             match self.locate(offset)? {
                 Block::InPage(page) => {

@@ -410,3 +410,24 @@ fn others_empty_cells_too() {
     }
     assert_empty(&heap);
 }
+
+#[test]
+fn blocks_of_grown_memory_take_the_fast_paths() {
+    let heap = heap(4 << 20, InitOptions::default());
+    heap.allocate(16).unwrap();
+    let before = heap.committed_bytes();
+    heap.grow(heap.capacity_bytes()).unwrap();
+    let block = loop {
+        let block = heap.allocate(4096).unwrap();
+        if block.offset_bytes() >= before {
+            break block;
+        }
+    };
+    let current = tls::current(heap.key).unwrap();
+    // SAFETY: [owned] this thread's heap, which it has not given back.
+    let current = unsafe { &*current };
+    assert!(current.push_small(block.offset_bytes()), "freed the slow way");
+    free(&heap, heap.allocate(4096).unwrap());
+    let popped = (0..3).any(|_| current.pop_small(size_class::class_of(4096)).is_some());
+    assert!(popped, "allocated the slow way");
+}
