@@ -144,6 +144,17 @@ impl Case {
         self.threads * self.processes
     }
 
+    /// How many rounds, of how many operations, are enough to count instructions; none where the
+    /// count would depend on chance.
+    pub(crate) fn countable(&self) -> Option<(usize, usize)> {
+        match self.workload {
+            Workload::Pair => Some((20_000, 1)),
+            Workload::Batch => Some((5, crate::workload::batch::BLOCKS)),
+            Workload::Mixed if self.seats() == 1 => Some((100_000, 1)),
+            _ => None,
+        }
+    }
+
     /// The case to compare with where private allocators cannot do this one: threads for processes.
     pub(crate) fn reference(&self) -> Self {
         let is_scale = self.workload == Workload::Scale;

@@ -13,13 +13,25 @@ pub(crate) enum Clock {
     Wall,
     /// The processor time of the thread that measures.
     Cpu,
+    /// Not time: the instructions executed, counted by valgrind's callgrind. The same each time,
+    /// whatever else the machine does; for workloads of one thread.
+    Instructions,
 }
 
 impl Clock {
+    /// What is counted.
+    pub(crate) fn unit(self) -> &'static str {
+        match self {
+            Self::Wall => "nanoseconds",
+            Self::Cpu => "nanoseconds of processor time",
+            Self::Instructions => "instructions",
+        }
+    }
+
     /// The time since some moment in the past.
     pub(crate) fn now(self) -> Duration {
         let id = match self {
-            Self::Wall => libc::CLOCK_MONOTONIC,
+            Self::Wall | Self::Instructions => libc::CLOCK_MONOTONIC,
             Self::Cpu => libc::CLOCK_THREAD_CPUTIME_ID,
         };
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };

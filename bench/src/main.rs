@@ -71,9 +71,9 @@ fn measure(arguments: &Arguments) -> Result<(), String> {
     }
     let workloads = chosen(&arguments.workload);
     let allocators = chosen(&arguments.allocator);
-    let settings = Settings { run_ms: arguments.run_ms, clock: arguments.clock };
+    let settings = Settings { run_ms: arguments.run_ms, clock: arguments.clock, rounds: None };
     let outcomes = run::run_all(&workloads, &allocators, arguments.runs, settings);
-    let report = report::Report::new(outcomes, arguments.runs);
+    let report = report::Report::new(outcomes, arguments.runs, arguments.clock);
     let write = |path: &std::path::Path, text: String| {
         std::fs::write(path, text)
             .map_err(|error| format!("cannot write {}: {error}", path.display()))

@@ -26,8 +26,9 @@ pub(crate) fn draw(report: &Report) -> String {
         let rows: Vec<_> =
             report.rows.iter().filter(|row| row.case.workload == *workload).collect();
         let (unit, lines) = lines(*workload, &rows);
+        let unit = unit.unwrap_or_else(|| format!("{} for each operation", report.clock.unit()));
         if !lines.is_empty() {
-            y = panel(&mut body, y, &format!("{workload}: {unit}"), &lines);
+            y = panel(&mut body, y, &format!("{workload}: {unit} (logarithmic)"), &lines);
         }
     }
     format!(
@@ -37,8 +38,8 @@ pub(crate) fn draw(report: &Report) -> String {
     )
 }
 
-/// What the workload's panel shows.
-fn lines(workload: Workload, rows: &[&Row]) -> (&'static str, Vec<Line>) {
+/// What the workload's panel shows, and in which unit if not the report's.
+fn lines(workload: Workload, rows: &[&Row]) -> (Option<String>, Vec<Line>) {
     let found = || rows.iter().filter_map(|row| Some((*row, row.found.as_ref().ok()?)));
     if workload == Workload::Pages {
         let names: Vec<_> = found().flat_map(|(_, found)| found.extra.keys()).collect();
@@ -50,7 +51,7 @@ fn lines(workload: Workload, rows: &[&Row]) -> (&'static str, Vec<Line>) {
                 lines.push((name.replace('_', " "), spreads.collect()));
             }
         }
-        return ("resident bytes, logarithmic", lines);
+        return (Some("resident bytes".to_owned()), lines);
     }
     let mut lines: Vec<Line> = Vec::new();
     for (row, found) in found() {
@@ -61,7 +62,7 @@ fn lines(workload: Workload, rows: &[&Row]) -> (&'static str, Vec<Line>) {
             None => lines.push((label, vec![spread])),
         }
     }
-    ("nanoseconds for each operation, logarithmic", lines)
+    (None, lines)
 }
 
 fn legend(body: &mut String, report: &Report) -> f64 {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::allocator::{Kind, Name};
 use crate::case::{Case, Measurement, Workload};
+use crate::clock::Clock;
 use crate::run::Outcome;
 use crate::system;
 
@@ -73,6 +74,7 @@ impl Found {
 pub(crate) struct Report {
     pub(crate) rows: Vec<Row>,
     runs: u32,
+    pub(crate) clock: Clock,
 }
 
 /// A line of JSON.
@@ -115,12 +117,12 @@ pub(crate) fn label(name: Name) -> String {
 }
 
 impl Report {
-    pub(crate) fn new(outcomes: Vec<Outcome>, runs: u32) -> Self {
+    pub(crate) fn new(outcomes: Vec<Outcome>, runs: u32, clock: Clock) -> Self {
         let rows = outcomes.into_iter().map(|outcome| {
             let found = outcome.runs.and_then(|runs| Found::of(&runs).ok_or("no run".to_owned()));
             Row { case: outcome.case, allocator: outcome.allocator, found }
         });
-        Self { rows: rows.collect(), runs }
+        Self { rows: rows.collect(), runs, clock }
     }
 
     fn median(&self, case: &Case, allocator: Name) -> Option<f64> {
@@ -148,6 +150,7 @@ impl Report {
         let command: Vec<_> = std::env::args().skip(1).collect();
         let head = serde_json::json!({
             "machine": system::machine(), "versions": versions, "arguments": command,
+            "unit": self.clock.unit(),
         });
         let mut text = format!("{head}\n");
         for row in &self.rows {
@@ -197,8 +200,9 @@ impl Report {
     /// The tables, one for each workload.
     pub(crate) fn table(&self) -> String {
         let mut text = format!(
-            "Nanoseconds for each operation, medians of {} runs; ratios are to the fastest private \
+            "{} for each operation, medians of {} runs; ratios are to the fastest private \
              allocator, of threads where it has no processes.\n",
+            self.clock.unit(),
             self.runs
         );
         for workload in Workload::value_variants() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::allocator::Name;
 use crate::case::{Case, Measurement, Workload};
+use crate::clock::Clock;
 use crate::system;
 use crate::team::{self, Job, Settings};
 
@@ -76,14 +77,36 @@ fn progress(case: &Case, allocator: Name, run: usize) {
 fn run_once(case: Case, allocator: Name, settings: Settings) -> Result<Measurement, String> {
     let segment = format!("hshm-bench-{}", std::process::id());
     let job = Job { case, allocator, segment, settings, process: 0, board: None };
-    let result = team::spawn(&job).and_then(|mut child| wait(&mut child));
+    let result = if settings.clock == Clock::Instructions { count(&job) } else { time(&job) };
     // Whatever was created is removed here, however the processes ended.
     system::remove_shared(&job.segment);
     result
 }
 
-/// Waits for the process that measures, and reads what it found.
-fn wait(child: &mut Child) -> Result<Measurement, String> {
+fn time(job: &Job) -> Result<Measurement, String> {
+    let (found, _) = wait(&mut team::spawn(job)?)?;
+    serde_json::from_str(&found).map_err(|error| format!("unreadable result: {error}"))
+}
+
+/// The instructions of an operation: the difference between many and twice as many.
+fn count(job: &Job) -> Result<Measurement, String> {
+    let no_count = "not counted: instructions would depend on chance";
+    let (rounds, per_round) = job.case.countable().ok_or(no_count)?;
+    let mut counts = [0.0; 2];
+    for (times, count) in (1..).zip(&mut counts) {
+        let settings = Settings { rounds: Some(times * rounds), ..job.settings };
+        let (_, said) = wait(&mut team::spawn(&Job { settings, ..job.clone() })?)?;
+        let collected = said.split("Collected : ").nth(1).unwrap_or_default();
+        let digits = collected.split_whitespace().next().unwrap_or_default();
+        *count = digits.parse().map_err(|_| format!("valgrind counted nothing: {said}"))?;
+        system::remove_shared(&job.segment);
+    }
+    // Each process does its rounds twice: to warm up, and to be measured.
+    Ok(Measurement::of((counts[1] - counts[0]) / (2 * rounds * per_round) as f64))
+}
+
+/// Waits for the process that measures, and reads what it printed on both streams.
+fn wait(child: &mut Child) -> Result<(String, String), String> {
     let begin = Instant::now();
     let status = loop {
         match child.try_wait().map_err(|error| error.to_string())? {
@@ -107,7 +130,13 @@ fn wait(child: &mut Child) -> Result<Measurement, String> {
         let said = said.trim();
         // What this program says is enough; what ends otherwise crashed.
         let is_ours = status.code().is_some_and(|code| code <= 3);
-        return Err(if is_ours { said.to_owned() } else { format!("{status}: {said}") });
+        return Err(if is_ours { said.to_owned() } else { format!("{status}: {}", gist(said)) });
     }
-    serde_json::from_str(&found).map_err(|error| format!("unreadable result: {error}"))
+    Ok((found, said))
+}
+
+/// The last line that says something, without valgrind's own.
+fn gist(said: &str) -> &str {
+    let mut lines = said.lines().filter(|line| !line.starts_with("==") && !line.trim().is_empty());
+    lines.next_back().unwrap_or("it said nothing")
 }

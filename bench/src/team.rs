@@ -19,6 +19,8 @@ pub(crate) struct Settings {
     /// How long a measurement is to take, in milliseconds.
     pub(crate) run_ms: u64,
     pub(crate) clock: Clock,
+    /// How many rounds to do, twice, where they are counted rather than timed.
+    pub(crate) rounds: Option<usize>,
 }
 
 /// What a process of this program is started for.
@@ -120,11 +122,18 @@ impl Helper {
 pub(crate) fn spawn(job: &Job) -> Result<Child, String> {
     let program = std::env::current_exe().map_err(|error| error.to_string())?;
     let text = serde_json::to_string(job).map_err(|error| error.to_string())?;
-    Command::new(program)
+    let mut command = if job.settings.rounds.is_some() {
+        let mut command = Command::new("valgrind");
+        command.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(program);
+        command
+    } else {
+        Command::new(program)
+    };
+    command
         .args(["--job", &text])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| format!("cannot start this program again: {error}"))
+        .map_err(|error| format!("cannot start {}: {error}", command.get_program().display()))
 }

@@ -103,6 +103,10 @@ impl<H: Heap> Seat<'_, H> {
 
     /// How many rounds fill the time that a run is to take.
     fn calibrate(&self, work: &mut impl FnMut(usize)) -> usize {
+        if let Some(rounds) = self.job.settings.rounds {
+            work(rounds);
+            return rounds;
+        }
         let target = Duration::from_millis(self.job.settings.run_ms);
         let clock = self.job.settings.clock;
         let begin = clock.now();
