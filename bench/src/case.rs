@@ -150,8 +150,15 @@ impl Case {
         match self.workload {
             Workload::Pair => Some((20_000, 1)),
             Workload::Batch => Some((5, crate::workload::batch::BLOCKS)),
-            Workload::Mixed if self.seats() == 1 => Some((100_000, 1)),
-            _ => None,
+            Workload::Mixed => (self.seats() == 1).then_some((100_000, 1)),
+            Workload::Larson
+            | Workload::Xmalloc
+            | Workload::Pages
+            | Workload::Large
+            | Workload::Attach
+            | Workload::Control
+            | Workload::Recover
+            | Workload::Scale => None,
         }
     }
 
