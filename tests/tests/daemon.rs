@@ -1,0 +1,180 @@
+//! The daemon's death, and what becomes of those who work.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that meets what it did not expect is to fail there and then"
+)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+
+use hshm_client::{Client, CreateOptions, Error, Segment};
+use hshm_memory::OffsetPointer;
+use hshm_tests::process::{Worker, binary, wait_until};
+use hshm_tests::ring::{RING_BYTES, shared_word};
+use hshmd::paths::Namespace;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+const WORKER: &str = env!("CARGO_BIN_EXE_hshm-test-worker");
+
+/// A daemon with a directory of its own, which leaves nothing behind.
+struct Daemon {
+    folder: TempDir,
+    child: Child,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("hshm-test-").tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("state")).unwrap();
+        let child = Self::spawn(folder.path());
+        let daemon = Self { folder, child };
+        daemon.wait_until_ready();
+        daemon
+    }
+
+    fn spawn(folder: &Path) -> Child {
+        let mut command = Command::new(binary("hshmd", WORKER));
+        command.arg("--socket").arg(folder.join("socket"));
+        command.arg("--state-dir").arg(folder.join("state"));
+        command.args(["--log-level", "warn"]).env_remove("HSHM_SOCKET");
+        command.stdin(Stdio::null()).spawn().unwrap()
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn connect(&self) -> Result<Client, Error> {
+        Client::builder().socket(self.socket()).connect()
+    }
+
+    fn wait_until_ready(&self) {
+        wait_until("the daemon listens", || self.connect().is_ok());
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn restart(&mut self) {
+        self.child = Self::spawn(self.folder.path());
+        self.wait_until_ready();
+    }
+
+    fn stop(&mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+
+    fn namespace(&self) -> Namespace {
+        Namespace::of(&self.folder.path().join("state")).unwrap()
+    }
+
+    fn worker(&self, role: &str, segment: &str, arguments: &[&str]) -> Worker {
+        let mut command = Command::new(WORKER);
+        command.args([role, segment]).arg(self.socket()).args(arguments).stdin(Stdio::null());
+        Worker::start(&mut command)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = self.namespace().purge();
+    }
+}
+
+/// How many blocks each of the two has received.
+fn received(segment: &Segment) -> [u64; 2] {
+    [0, 1].map(|side| {
+        let place = segment.custom_header().0.offset_bytes() + 2 * RING_BYTES + side * 8;
+        shared_word(segment, OffsetPointer::new(place)).load(Ordering::Relaxed)
+    })
+}
+
+fn wait_for_progress(segment: &Segment, what: &str) {
+    let before = received(segment);
+    wait_until(what, || {
+        let now = received(segment);
+        (0..2).all(|side| now[side] > before[side] + 20_000)
+    });
+}
+
+#[test]
+fn workers_go_on_while_the_daemon_is_dead_and_after_its_restart() {
+    let mut daemon = Daemon::start();
+    let client = daemon.connect().unwrap();
+    let options = CreateOptions {
+        custom_header_bytes: 2 * RING_BYTES + 16,
+        ..CreateOptions::new("exchange", 64 << 20)
+    };
+    client.create(&options).unwrap();
+    let mut workers =
+        ["0", "1"].map(|side| daemon.worker("exchange-as-client", "exchange", &[side]));
+    workers.iter_mut().for_each(|worker| worker.expect("at work"));
+    let segment = client.attach("exchange").unwrap();
+    wait_for_progress(&segment, "both exchange blocks");
+
+    daemon.kill();
+    assert!(matches!(daemon.connect(), Err(Error::NoDaemon { .. })));
+    wait_for_progress(&segment, "they go on without a daemon");
+
+    daemon.restart();
+    let client = daemon.connect().unwrap();
+    let listed = client.list().unwrap();
+    assert_eq!(listed.len(), 1, "{listed:?}");
+    assert_eq!((listed[0].name.as_str(), listed[0].holders), ("exchange", 2));
+    wait_for_progress(&segment, "they go on under the new daemon");
+    daemon.worker("call-as-client", "exchange", &[]).finish();
+
+    // The daemon that never spoke with them sees them die.
+    let mut recovered = client.status().unwrap().recovered_slots;
+    for worker in &mut workers {
+        worker.kill();
+        wait_until("the dead worker's slot is recovered", || {
+            let now = client.status().unwrap().recovered_slots;
+            let more = now > recovered;
+            recovered = now;
+            more
+        });
+    }
+    drop(segment);
+    let check = client.check("exchange").unwrap();
+    assert!(check.is_clean(), "{check:?}");
+    assert_eq!(client.list().unwrap()[0].holders, 0);
+    client.destroy("exchange", false).unwrap();
+    assert!(daemon.namespace().objects().unwrap().is_empty());
+    daemon.stop();
+}
+
+#[test]
+fn a_daemon_killed_again_and_again_loses_no_segment() {
+    let mut daemon = Daemon::start();
+    let cell = {
+        let client = daemon.connect().unwrap();
+        let options =
+            CreateOptions { custom_header_bytes: 64, ..CreateOptions::new("kept", 4 << 20) };
+        client.create(&options).unwrap();
+        let segment = client.attach("kept").unwrap();
+        let cell = segment.custom_header().0;
+        let block = segment.allocate_into(cell, 5).unwrap();
+        assert_eq!(segment.usable_bytes(block).unwrap(), 16);
+        cell
+    };
+    for round in 0..10 {
+        daemon.kill();
+        daemon.restart();
+        let client = daemon.connect().unwrap();
+        let segment = client.attach("kept").unwrap();
+        assert!(!segment.read_cell(cell).unwrap().is_null(), "lost in round {round}");
+        assert_eq!(segment.report().allocated_blocks, 1);
+    }
+    let client = daemon.connect().unwrap();
+    client.destroy("kept", false).unwrap();
+    daemon.stop();
+}

@@ -1,0 +1,145 @@
+//! Where memory ends: the segment's, and the machine's.
+
+use std::process::{Command, Stdio};
+
+use hshm_memory::{
+    AllocError, BackendError, InitOptions, OffsetPointer, PosixShmMmap, SegmentError,
+};
+use hshm_tests::process::Worker;
+use hshm_tests::random::Random;
+use hshm_tests::segment::{Kind, TempName, TestSegment, VARIANTS};
+
+/// Allocates until there is no room.
+fn fill_up(segment: &TestSegment, bytes: usize) -> Vec<OffsetPointer> {
+    let mut blocks = Vec::new();
+    loop {
+        match segment.heap.allocate(bytes) {
+            Ok(block) => blocks.push(block),
+            Err(AllocError::OutOfMemory { committed_bytes, .. }) => {
+                assert_eq!(committed_bytes, segment.heap.committed_bytes());
+                return blocks;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn a_segment_holds_as_much_each_time_it_is_filled() {
+    for (kind, on_exit) in VARIANTS {
+        let options = InitOptions { on_exit, worker_slots: 4, ..Default::default() };
+        let segment = TestSegment::new(kind, 8 << 20, options);
+        let mut random = Random::new(21);
+        let sizes = [100, 3000, 16_000, 65_536, 300_000];
+        let whole = segment.heap.report().largest_free_run_bytes;
+        let whole = usize::try_from(whole).unwrap();
+        let mut held = [None; 5];
+        for round in 0..100 {
+            let which = if round < 5 { round } else { random.index(sizes.len()) };
+            let mut blocks = fill_up(&segment, sizes[which]);
+            let count = *held[which].get_or_insert(blocks.len());
+            assert_eq!(blocks.len(), count, "{} bytes, time {round}", sizes[which]);
+            assert!(count * sizes[which] > 6 << 20, "{count} blocks of {} bytes", sizes[which]);
+            while !blocks.is_empty() {
+                let block = blocks.swap_remove(random.index(blocks.len()));
+                // SAFETY: the block is ours.
+                unsafe { segment.heap.free(block) }.unwrap();
+            }
+            // What is kept for the next request is no loss: all memory can be had as one block.
+            let block = segment.heap.allocate(whole).unwrap();
+            // SAFETY: the block is ours.
+            unsafe { segment.heap.free(block) }.unwrap();
+        }
+        segment.assert_empty();
+    }
+}
+
+#[test]
+fn a_full_segment_serves_again_what_is_freed() {
+    for (kind, on_exit) in VARIANTS {
+        let segment =
+            TestSegment::new(kind, 8 << 20, InitOptions { on_exit, ..Default::default() });
+        let mut blocks = fill_up(&segment, 1000);
+        for _ in 0..10_000 {
+            let block = blocks.swap_remove(blocks.len() / 2);
+            // SAFETY: the block is ours.
+            unsafe { segment.heap.free(block) }.unwrap();
+            blocks.push(segment.heap.allocate(1000).unwrap());
+        }
+        segment.assert_sound();
+        for block in blocks {
+            // SAFETY: the block is ours.
+            unsafe { segment.heap.free(block) }.unwrap();
+        }
+        segment.assert_empty();
+    }
+}
+
+#[test]
+fn growing_makes_room_to_the_capacity_and_no_further() {
+    let segment = TestSegment::with_capacity(Kind::PosixShm, 4 << 20, 64 << 20, Default::default());
+    let heap = &segment.heap;
+    let mut blocks = fill_up(&segment, 60_000);
+    let before = blocks.len();
+    heap.grow(32 << 20).unwrap();
+    blocks.extend(fill_up(&segment, 60_000));
+    assert!(blocks.len() > before + 300);
+    let refused = heap.grow((64 << 20) + 1);
+    assert!(
+        matches!(refused, Err(AllocError::Backend(BackendError::BadSize { .. }))),
+        "{refused:?}"
+    );
+    // Larger than all there will ever be, and larger than what there is now.
+    assert!(matches!(heap.allocate(1 << 40), Err(AllocError::TooLarge { .. })));
+    assert!(matches!(heap.allocate(40 << 20), Err(AllocError::OutOfMemory { .. })));
+    for block in blocks {
+        // SAFETY: the block is ours.
+        unsafe { heap.free(block) }.unwrap();
+    }
+    segment.assert_empty();
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused_and_leave_nothing() {
+    for (size, capacity) in [(0, 0), (0, 1 << 20), (2 << 20, 1 << 20), (1 << 20, u64::MAX)] {
+        let name = TempName::new();
+        let made = PosixShmMmap::create(name.as_str(), size, capacity, 0o600);
+        assert!(matches!(made, Err(BackendError::BadSize { .. })), "{made:?}");
+        let left = PosixShmMmap::unlink(name.as_str());
+        assert!(matches!(left, Err(BackendError::NotFound { .. })), "something was left");
+    }
+    // Too small for its own tables.
+    let name = TempName::new();
+    let backend = PosixShmMmap::create(name.as_str(), 64 << 10, 64 << 10, 0o600).unwrap();
+    let made = hshm_memory::ThreadLocalAllocator::shm_init(
+        std::sync::Arc::new(backend),
+        hshm_memory::AllocatorId::new(1, 1),
+        &InitOptions::default(),
+    );
+    assert!(matches!(made, Err(SegmentError::Truncated { .. })), "{made:?}");
+}
+
+/// How this user can have a file system of its own: as root, or as root of a user namespace.
+fn own_mounts() -> Option<&'static str> {
+    ["-m", "-rm"].into_iter().find(|flags| {
+        Command::new("unshare")
+            .args([flags, "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /dev/shm"])
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    })
+}
+
+#[test]
+fn a_full_dev_shm_is_an_error_value_and_no_signal() {
+    let Some(flags) = own_mounts() else {
+        eprintln!("skipped: this user may not mount a file system of its own");
+        return;
+    };
+    let name = TempName::new();
+    let script = "mount -t tmpfs -o size=24m tmpfs /dev/shm && \"$0\" full \"$1\" && \
+                  test -z \"$(ls -A /dev/shm)\"";
+    let mut command = Command::new("unshare");
+    command.args([flags, "sh", "-c", script, crate::WORKER, name.as_str()]);
+    Worker::start(&mut command).finish();
+}
