@@ -61,8 +61,3 @@ pub use hshm_proto::{
     VersionMismatch,
 };
 pub use segment::Segment;
-
-/// The README's example compiles.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct Readme;
