@@ -59,9 +59,12 @@ fn a_socket_without_permission_is_not_taken_for_no_daemon() {
     let daemon = Daemon::start();
     let mut command = if nix::unistd::geteuid().is_root() {
         // Root may use any socket, so it is another user who tries, with a copy that he can reach.
+        // Copied by another process: were the file open for writing here, a child that another test
+        // starts meanwhile would inherit that, and until its exec the copy could not be run.
         fs::set_permissions(daemon.path(), Permissions::from_mode(0o755)).unwrap();
         let copy = daemon.path().join("hshmctl");
-        fs::copy(env!("CARGO_BIN_EXE_hshmctl"), &copy).unwrap();
+        let original = env!("CARGO_BIN_EXE_hshmctl");
+        assert!(Command::new("cp").arg(original).arg(&copy).status().unwrap().success());
         let mut command = Command::new(copy);
         command.uid(65_534).gid(65_534).stdin(Stdio::null());
         command

@@ -62,9 +62,12 @@ fn what_may_not_be_read_is_passed_over() {
     close("shut", 0o000);
     let mut command = scene.demo("--json");
     if geteuid().is_root() {
-        // Root may read everything, so another user runs a copy that he can reach.
+        // Root may read everything, so another user runs a copy that he can reach. It is made by
+        // another process: were the file open for writing here, a child that another test starts
+        // meanwhile would inherit that, and until its exec the copy could not be run.
         let copy = scene.tmp().with_file_name("hshmctl");
-        fs::copy(env!("CARGO_BIN_EXE_hshmctl"), &copy).unwrap();
+        let original = env!("CARGO_BIN_EXE_hshmctl");
+        assert!(Command::new("cp").arg(original).arg(&copy).status().unwrap().success());
         fs::set_permissions(copy.parent().unwrap(), Permissions::from_mode(0o755)).unwrap();
         fs::set_permissions(scene.tmp(), Permissions::from_mode(0o777)).unwrap();
         let mut other = Command::new(copy);
