@@ -53,12 +53,13 @@ fn names_links_pipes_and_empty_files_are_no_obstacle() {
 fn what_may_not_be_read_is_passed_over() {
     let scene = Scene::new();
     scene.file("open", "word");
-    scene.file("closed", "word");
+    // The last of all, so that no worker is in the middle of anything when one is to be killed.
+    scene.file("zzz-closed", "word");
     scene.file("shut/inside", "word");
     let close = |name, mode| {
         fs::set_permissions(scene.files().join(name), Permissions::from_mode(mode)).unwrap();
     };
-    close("closed", 0o000);
+    close("zzz-closed", 0o000);
     close("shut", 0o000);
     let mut command = scene.demo("--json");
     if geteuid().is_root() {

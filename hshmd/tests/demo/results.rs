@@ -68,6 +68,17 @@ fn processes_killed_at_any_moment_cost_nothing_but_time() {
 }
 
 #[test]
+fn more_kills_than_items_all_happen() {
+    for files in [1, 5, 70] {
+        let scene = Scene::new();
+        scene.many_files(files);
+        let summary = scene.verified("--kills 12");
+        assert_eq!(summary["recoveries"].as_array().unwrap().len(), 12);
+        assert_eq!(summary["comparison"]["equal"], files);
+    }
+}
+
+#[test]
 fn a_worker_that_somebody_else_kills_is_recovered_and_replaced() {
     let scene = Scene::new();
     scene.many_files(3000);

@@ -137,13 +137,20 @@ impl Kills {
     }
 
     /// How many items may be queued before the next kill: some more than it waits for, so that it
-    /// strikes processes at work, and never the last, so that there is one to be in the middle of.
+    /// strikes processes at work. The last item waits for the first kill, so that there is one to be
+    /// in the middle of.
     fn queue_limit(&self) -> u64 {
         const AT_WORK: u64 = 64;
         match self.next_at() {
-            Some(at) => (at + AT_WORK).min(self.all_items - 1),
-            None => u64::MAX,
+            Some(at) if self.begun == 0 => (at + AT_WORK).min(self.all_items - 1),
+            // Whoever is to volunteer needs an item.
+            Some(at) if !self.waiting => at + AT_WORK,
+            _ => u64::MAX,
         }
+    }
+
+    fn are_over(&self) -> bool {
+        self.begun == self.planned && !self.waiting
     }
 }
 
@@ -196,7 +203,7 @@ impl<'a> Coordinator<'a> {
         progress.begin_bytes("sharing", self.tree.bytes);
         let mut patience = Patience::new();
         let (mut moved, mut round) = (Instant::now(), Instant::now());
-        while !(self.ledger.is_complete() && self.graves.are_closed()) {
+        while !(self.ledger.is_complete() && self.kills.are_over() && self.graves.are_closed()) {
             signals.check()?;
             let has_fed = self.feed()?;
             let has_collected = self.collect(progress)?;
@@ -315,9 +322,13 @@ impl<'a> Coordinator<'a> {
     /// item, then anybody, whatever he is at.
     fn kill(&mut self, family: &mut Family, progress: &Progress) -> Result<()> {
         if self.kills.waiting {
-            let Some(volunteer) = self.board.volunteer() else { return Ok(()) };
-            self.kills.waiting = false;
-            return self.kill_member(family, volunteer, progress);
+            let volunteer = self.board.volunteer();
+            // Nobody will, if what was left could not be read and so came to no worker.
+            self.kills.waiting = volunteer.is_none() && !self.ledger.is_complete();
+            return match volunteer {
+                Some(part) => self.kill_member(family, part, progress),
+                None => Ok(()),
+            };
         }
         if !self.kills.is_due(self.done) {
             return Ok(());
@@ -387,6 +398,8 @@ mod tests {
         }
         let last = Kills { planned: 1, begun: 0, waiting: false, all_items: 2 };
         assert_eq!(last.queue_limit(), 1);
+        let waiting = Kills { planned: 9, begun: 1, waiting: true, all_items: 20 };
+        assert!(waiting.queue_limit() >= 20 && !waiting.is_due(20));
         let over = Kills { planned: 1, begun: 1, waiting: false, all_items: 10 };
         assert!(!over.is_due(10) && over.queue_limit() > 10);
         let none = Kills { planned: 0, begun: 0, waiting: false, all_items: 0 };
