@@ -35,7 +35,7 @@ points! {
     "page.loaded_local", "one list in a bin and in its page's local list", "the local list is dropped";
     "page.loaded_remote", "one list in a bin and in its page's remote list", "the bin is emptied";
     "page.exhausted", "an owned page without free blocks", "the page is abandoned";
-    "page.withdrawn", "a list that reaches beyond the carved blocks", "the carved count is raised to the list's end";
+    "page.withdrawn", "a bin that names units which are claimed to be freed", "the bin is emptied, the units are freed";
     "page.adopted", "a page adopted by the dead, in no queue", "the page is abandoned again";
     "page.saved", "one list in a bin and in its page's saved list", "the bin is emptied";
     "page.abandoned", "an ownerless page", "nothing: any worker adopts it";

@@ -156,8 +156,7 @@ impl Heap {
         } else if page.tag.kind() == Kind::Medium && self.is_idle(&page) && !self.keep(&page) {
             // Medium pages are too large to be left standing empty, even where the next blocks of
             // their class would come from.
-            self.withdraw(&page);
-            self.release(&page);
+            self.discard(&page);
         }
     }
 
@@ -238,9 +237,6 @@ impl Heap {
         self.kept_of(kind).iter().rev().find_map(|kept| {
             let page = self.kept_page(kept.replace(0)).filter(|page| page.tag.kind() == kind)?;
             self.withdraw(&page);
-            add(&self.counters().local_frees, page.local().count().into());
-            // ORDER: Relaxed: the units stay ours; a medium page's bodies stay bodies.
-            self.view.tag_word(page.unit).store(Tag::claimed(self.id).0, Ordering::Relaxed);
             Some(page.unit)
         })
     }
@@ -256,20 +252,29 @@ impl Heap {
         page.listed() + self.bin_of(page).count() >= page.carved()
     }
 
-    /// Takes a page of ours that has no allocated block out of our bin or queue.
+    /// Makes the units of a page of ours that has no allocated block claimed ones, and takes it out
+    /// of our bin or queue.
     fn withdraw(&self, page: &Page<'_>) {
         let list = self.bin_of(page);
         if list.is_empty() {
             self.unqueue(page);
-            return;
         }
-        // The count first: died here, the list reaches beyond the carved blocks, which recovery
-        // counts in.
-        page.descriptor().carved.store(0, Ordering::Relaxed);
+        add(&self.counters().local_frees, page.local().count().into());
+        units::unbind_page(&self.view, self.id, page.unit, page.tag);
+        // Died here: the bin names units that are no page any more, and recovery empties it. In the
+        // other order the blocks that only the bin had would count as allocated.
         crate::crash_point!("page.withdrawn");
-        // ORDER: Release keeps it after the count.
-        self.view.bin(self.slot(), page.class()).store(0, Ordering::Release);
-        sub(&self.counters().loaded, list.count().into());
+        if !list.is_empty() {
+            // ORDER: Release keeps it after the tags.
+            self.view.bin(self.slot(), page.class()).store(0, Ordering::Release);
+            sub(&self.counters().loaded, list.count().into());
+        }
+    }
+
+    /// Gives back a page of ours that has no allocated block, wherever it is.
+    fn discard(&self, page: &Page<'_>) {
+        self.withdraw(page);
+        units::release_unbound_page(&self.view, page.unit, page.tag);
     }
 
     /// Gives back every page, of ours or of nobody, that has no allocated block.
@@ -285,8 +290,7 @@ impl Heap {
             let page = Page::new(&self.view, unit, tag);
             if tag.owner() == self.id {
                 if self.is_idle(&page) {
-                    self.withdraw(&page);
-                    self.release(&page);
+                    self.discard(&page);
                 }
             } else if tag.owner() == 0
                 && page.is_wholly_free()

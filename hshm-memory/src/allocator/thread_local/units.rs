@@ -223,6 +223,12 @@ pub(super) fn publish_page(view: &View, unit: u32, tag: Tag) {
 
 /// Frees the units of a page that the caller owns and that has no allocated block.
 pub(super) fn release_page(view: &View, owner: u32, unit: u32, tag: Tag) {
+    unbind_page(view, owner, unit, tag);
+    release_unbound_page(view, unit, tag);
+}
+
+/// Makes the units of such a page claimed ones.
+pub(super) fn unbind_page(view: &View, owner: u32, unit: u32, tag: Tag) {
     // Blocks that others freed are not taken from their list any more: so whoever pushed the last
     // one is told here that its push happened, before the memory is something else.
     let list = &view.descriptor(unit).remote;
@@ -233,8 +239,16 @@ pub(super) fn release_page(view: &View, owner: u32, unit: u32, tag: Tag) {
         for place in 1..MEDIUM_UNITS {
             view.tag_word(unit + place).store(Tag::claimed(owner).0, Ordering::Relaxed);
         }
-        view.tag_word(unit).store(Tag::claimed(owner).0, Ordering::Release);
-        crate::crash_point!("units.page_unbound");
+    }
+    // ORDER: Release: the bodies are claimed before the head no longer binds them.
+    view.tag_word(unit).store(Tag::claimed(owner).0, Ordering::Release);
+    // Died here: all units are claimed by the dead; recovery frees each.
+    crate::crash_point!("units.page_unbound");
+}
+
+/// Frees the units of a page of tag `tag` after they were made claimed ones.
+pub(super) fn release_unbound_page(view: &View, unit: u32, tag: Tag) {
+    if tag.kind() == Kind::Medium {
         for place in (1..MEDIUM_UNITS).rev() {
             release_unit(view, unit + place);
         }
