@@ -20,6 +20,9 @@ use crate::sync::Ordering;
 /// Recovers every slot that `dead` holds. Slots that another recoverer works on are left to it.
 pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> RecoveryReport {
     let mut report = RecoveryReport::default();
+    // What the dead had may lie where the segment has grown since we last looked.
+    view.refresh_limit();
+    let mut vacated = Vec::new();
     for (id, word) in view.slots_in_use() {
         if word.process() != dead {
             continue;
@@ -28,10 +31,15 @@ pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> Re
             // Died here: the slot names its recoverer, whose own death is noticed in turn.
             crate::crash_point!("recover.taken");
             report += recover_slot(view, id);
+            vacated.push(id);
         }
     }
-    if report.slots > 0 {
+    // Before the slots are free: as long as they are not, somebody does this, whoever dies.
+    if !vacated.is_empty() {
         units::rebuild_hints(view);
+    }
+    for id in vacated {
+        free_slot(view, id);
     }
     report
 }
@@ -49,7 +57,6 @@ fn recover_slot(view: &View, id: u32) -> RecoveryReport {
         OnExit::Reclaim => Leave::Freed,
     };
     report += vacate(view, id, leave);
-    free_slot(view, id);
     report
 }
 
