@@ -73,10 +73,12 @@ impl Heap {
                 self.count_run();
                 crate::crash_point!("into.taken");
                 let filled = fill(cell, cell_offset, offset);
+                // While the journal has it, so that the run is never nobody's.
+                let unbound = filled.is_err() && self.unbind_run(head, Tag::large(self.id));
                 crate::crash_point!("into.stored");
                 self.end();
-                if filled.is_err() {
-                    self.free_run(head, Tag::large(self.id))?;
+                if unbound {
+                    self.keep_run(head);
                 }
                 filled.map(|()| offset)
             }
@@ -304,15 +306,11 @@ fn free_for_dead(
     }
     let Some((unit, tag)) = found else {
         let head = unit_of(offset);
-        match view.tag(head) {
-            // The head's tag still names the block's allocation: let recovery's walk dismantle it.
-            Some(tag) if tag.kind() == Kind::Large && unit_start(head) == offset => {
-                let transit = Tag::transit(id);
-                let word = view.tag_word(head);
-                let _ =
-                    word.compare_exchange(tag.0, transit.0, Ordering::AcqRel, Ordering::Relaxed);
-            }
-            _ => {}
+        if let Some(tag) = view.tag(head).filter(|tag| tag.kind() == Kind::Large)
+            && unit_start(head) == offset
+        {
+            // The head's tag still names the block's allocation: recovery's walk dismantles it.
+            let _ = units::unbind_run(view, id, head, tag);
         }
         return;
     };

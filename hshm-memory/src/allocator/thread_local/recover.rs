@@ -80,15 +80,20 @@ pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> RecoveryReport {
     for unit in view.block_units() {
         let Some(tag) = view.tag(unit).filter(|tag| tag.owner() == id) else { continue };
         match tag.kind() {
-            Kind::Claimed => release_claimed(view, unit),
+            Kind::Claimed => {
+                units::end_run_before(view, unit);
+                release_claimed(view, unit);
+            }
             Kind::Transit => {
                 units::dismantle_run(view, id, unit);
                 report.pages_freed += 1;
             }
             Kind::Large if leave == Leave::Freed => {
-                view.tag_word(unit).store(Tag::transit(id).0, Ordering::Release);
-                units::dismantle_run(view, id, unit);
-                report.pages_freed += 1;
+                // Somebody may be freeing it this moment: one of the two does.
+                if units::unbind_run(view, id, unit, tag).is_some() {
+                    units::dismantle_run(view, id, unit);
+                    report.pages_freed += 1;
+                }
             }
             // Somebody may be freeing it this moment, hence the comparison.
             Kind::Large => {

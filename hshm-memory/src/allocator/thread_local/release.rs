@@ -324,6 +324,9 @@ impl Heap {
             units::dismantle_run(&self.view, self.id, head);
             return;
         }
+        // Who died changing its size may have left it shorter than it says.
+        let run = units::run_of(&self.view, head);
+        self.view.descriptor(head).run_units.store(run.end - run.start, Ordering::Relaxed);
         // The last cell has the latest; each moves one down, and what falls out is freed, until
         // there is room for this one.
         let mut head = head;
@@ -361,22 +364,15 @@ impl Heap {
 
     /// Makes an allocated run one in transit of ours; from here on it is freed, whoever dies.
     pub(super) fn unbind_run(&self, head: u32, tag: Tag) -> bool {
-        // ORDER: Acquire pairs with the Release of `publish_run`, so that the length is seen.
+        let Some(tag) = units::unbind_run(&self.view, self.id, head, tag) else { return false };
         let counters = self.counters();
-        let unbound = self
-            .view
-            .tag_word(head)
-            .compare_exchange(tag.0, Tag::transit(self.id).0, Ordering::AcqRel, Ordering::Relaxed)
-            .is_ok();
-        if unbound {
-            let counter = if tag.owner() == self.id || tag.owner() == 0 {
-                &counters.local_frees
-            } else {
-                &counters.remote_frees
-            };
-            add(counter, 1);
-        }
-        unbound
+        let counter = if tag.owner() == self.id || tag.owner() == 0 {
+            &counters.local_frees
+        } else {
+            &counters.remote_frees
+        };
+        add(counter, 1);
+        true
     }
 
     /// How many bytes the block at `offset` has.

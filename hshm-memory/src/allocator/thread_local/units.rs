@@ -14,6 +14,8 @@ use super::words::{Kind, Remote, Tag, unit_start};
 use crate::sync::Ordering;
 
 const WORD_BITS: u32 = 64;
+/// How often a run is looked at again whose owner changes.
+const RUN_LOOKS: usize = 8;
 
 /// Claims one free unit for `owner`.
 pub(super) fn claim_one(view: &View, owner: u32) -> Option<u32> {
@@ -178,6 +180,50 @@ pub(super) fn run_of(view: &View, head: u32) -> Range<u32> {
     let belongs = |&unit: &u32| view.tag(unit) == Some(Tag::RUN_BODY);
     let broken = (head + 1..end).find(|unit| !belongs(unit));
     head..broken.unwrap_or(end)
+}
+
+/// Makes the run before `unit` end there, if it says that it reaches further. `unit` is one that a
+/// dead had claimed: it may have been about to make the run longer or shorter, and then the run says
+/// the greater length. To be called before the unit is freed.
+pub(super) fn end_run_before(view: &View, unit: u32) {
+    let mut head = unit;
+    loop {
+        head = head.saturating_sub(1);
+        match view.tag(head).map(Tag::kind) {
+            Some(Kind::RunBody) => {}
+            Some(Kind::Large | Kind::Transit) => break,
+            _ => return,
+        }
+    }
+    // Nobody alive says such a length: the unit was never theirs.
+    let word = &view.descriptor(head).run_units;
+    let said = word.load(Ordering::Relaxed);
+    if said > unit - head {
+        let _ = word.compare_exchange(said, unit - head, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Makes the allocated run at `head`, whose tag was `tag`, one in transit of `owner`'s, and returns
+/// the tag that it had. None if it is allocated no more.
+pub(super) fn unbind_run(view: &View, owner: u32, head: u32, tag: Tag) -> Option<Tag> {
+    let mut tag = tag;
+    // As often as the run's owner can leave: once, and a few times for good measure.
+    for _ in 0..RUN_LOOKS {
+        // ORDER: Acquire pairs with the Release of `publish_run`, so that the length is seen.
+        let unbound = view.tag_word(head).compare_exchange(
+            tag.0,
+            Tag::transit(owner).0,
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        );
+        match unbound {
+            Ok(_) => return Some(tag),
+            // Its owner left, or was recovered, meanwhile; it is allocated as before.
+            Err(now) if Tag(now).kind() == Kind::Large => tag = Tag(now),
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 /// Frees the run that begins at `head`, which is in transit by `owner`.
