@@ -77,9 +77,16 @@ fn in_code_with_tests(file: &TextFile, finds: impl Fn(&str) -> Option<String>) -
     lines.filter_map(|(at, line)| Some(breach(file, at + 1, finds(line)?))).collect()
 }
 
+/// The one file of the memory library that prints: a test whose thread hangs cannot fail in any other
+/// way than by ending the process, past the harness that would have shown its output.
+const OUTPUT_EXCEPT: &str = "hshm-memory/src/allocator/thread_local/hostile.rs";
+
 /// The memory library has no runtime, no socket and no output.
 #[must_use]
 pub fn library_is_quiet(file: &TextFile) -> Vec<Breach> {
+    if file.path == OUTPUT_EXCEPT {
+        return Vec::new();
+    }
     let never = [
         "tokio",
         "async",
@@ -110,6 +117,8 @@ pub fn library_is_quiet(file: &TextFile) -> Vec<Breach> {
 /// Shared memory, and whatever a model checker is to see, goes through `crate::sync`.
 pub const ATOMICS_EXCEPT: &[(&str, &str)] = &[
     ("hshm-memory/src/sync.rs", "the door itself"),
+    ("hshm-memory/src/sync/model.rs", "how a model's threads die, which no model sees"),
+    ("hshm-memory/src/allocator/thread_local/hostile.rs", "what its threads tell one another"),
     ("hshm-memory/src/crash.rs", "which crash point is armed, for this process"),
     ("hshm-memory/src/backend/fault.rs", "which mappings a signal handler knows"),
     (
