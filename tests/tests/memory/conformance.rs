@@ -199,6 +199,8 @@ proptest! {
         cases: 128,
         // Failures are told with their steps; files beside the sources are not wanted.
         failure_persistence: None,
+        // A failure is to be told in minutes, if not with the fewest steps.
+        max_shrink_iters: 2000,
         ..ProptestConfig::default()
     })]
 
