@@ -116,11 +116,14 @@ macro_rules! model_atomic {
 model_atomic!(AtomicU32, u32);
 model_atomic!(AtomicU64, u64);
 
-/// Runs `model` in every order of its threads' accesses that takes at most `LOOM_MAX_PREEMPTIONS`
-/// preemptions, 3 if that is not set.
-pub(crate) fn explore(model: impl Fn() + Send + Sync + 'static) {
+/// Runs `model` in every order of its threads' accesses that takes at most `preemptions`
+/// preemptions, or `LOOM_MAX_PREEMPTIONS` if that is set.
+///
+/// What is to be explored has to be done by threads that the model spawns: the first one was found
+/// not to be preempted before it had waited for another.
+pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = builder.preemption_bound.or(Some(3));
+    builder.preemption_bound = builder.preemption_bound.or(Some(preemptions));
     builder.check(model);
 }
 
@@ -150,11 +153,14 @@ impl Death {
 
 /// Explores `model` with a death before the victim's first access, its second, and so on, until
 /// it lives in every order.
-pub(crate) fn explore_deaths(model: impl Fn(Death) + Clone + Send + Sync + 'static) {
+pub(crate) fn explore_deaths(
+    preemptions: usize,
+    model: impl Fn(Death) + Clone + Send + Sync + 'static,
+) {
     for steps in 0.. {
         let death = Death { steps, came: Arc::new(AtomicBool::new(false)) };
         let (model, this) = (model.clone(), death.clone());
-        explore(move || model(this.clone()));
+        explore(preemptions, move || model(this.clone()));
         if !death.came.load(PlainOrdering::Relaxed) {
             assert!(steps > 0, "the victim makes at least one access");
             return;

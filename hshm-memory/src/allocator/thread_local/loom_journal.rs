@@ -126,9 +126,9 @@ impl World {
 /// tell it from the first.
 #[test]
 fn a_block_that_returns_to_its_cell_is_freed_once() {
-    explore_deaths(|death: Death| {
+    explore_deaths(2, |death: Death| {
         let world = World::new();
-        let [allocator, first, second] = [(); 3].map(|()| Arc::clone(&world));
+        let [allocator, recoverer, first, second] = [(); 4].map(|()| Arc::clone(&world));
         let allocator = loom::thread::spawn(move || {
             death.await_in(|| {
                 allocator.allocate_into(0, 1);
@@ -139,8 +139,11 @@ fn a_block_that_returns_to_its_cell_is_freed_once() {
             loom::thread::spawn(move || first.free_from(1)),
             loom::thread::spawn(move || second.free_from(2)),
         ];
-        allocator.join().unwrap();
-        world.resolve();
+        let recoverer = loom::thread::spawn(move || {
+            allocator.join().unwrap();
+            recoverer.resolve();
+        });
+        recoverer.join().unwrap();
         for freer in freers {
             freer.join().unwrap();
         }
@@ -150,16 +153,19 @@ fn a_block_that_returns_to_its_cell_is_freed_once() {
 
 #[test]
 fn of_two_blocks_for_one_cell_one_gets_there() {
-    explore_deaths(|death: Death| {
+    explore_deaths(3, |death: Death| {
         let world = World::new();
-        let [victim, rival, freer] = [(); 3].map(|()| Arc::clone(&world));
+        let [victim, recoverer, rival, freer] = [(); 4].map(|()| Arc::clone(&world));
         let victim = loom::thread::spawn(move || {
             death.await_in(|| victim.allocate_into(0, 1));
         });
         let rival = loom::thread::spawn(move || rival.allocate_into(1, 1));
         let freer = loom::thread::spawn(move || freer.free_from(2));
-        victim.join().unwrap();
-        world.resolve();
+        let recoverer = loom::thread::spawn(move || {
+            victim.join().unwrap();
+            recoverer.resolve();
+        });
+        recoverer.join().unwrap();
         rival.join().unwrap();
         freer.join().unwrap();
         world.assert_exactly_once();
@@ -169,9 +175,9 @@ fn of_two_blocks_for_one_cell_one_gets_there() {
 /// The dead's block was freed from the cell and is a part of something else now.
 #[test]
 fn memory_that_serves_another_since_is_left_alone() {
-    explore_deaths(|death: Death| {
+    explore_deaths(3, |death: Death| {
         let world = World::new();
-        let [victim, freer] = [(); 2].map(|()| Arc::clone(&world));
+        let [victim, recoverer, freer] = [(); 3].map(|()| Arc::clone(&world));
         let victim = loom::thread::spawn(move || {
             death.await_in(|| victim.allocate_into(0, 1));
         });
@@ -180,8 +186,11 @@ fn memory_that_serves_another_since_is_left_alone() {
                 freer.take(0);
             }
         });
-        victim.join().unwrap();
-        world.resolve();
+        let recoverer = loom::thread::spawn(move || {
+            victim.join().unwrap();
+            recoverer.resolve();
+        });
+        recoverer.join().unwrap();
         freer.join().unwrap();
         world.assert_exactly_once();
     });

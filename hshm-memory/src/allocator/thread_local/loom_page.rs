@@ -73,12 +73,12 @@ impl Page {
 
 #[test]
 fn a_block_freed_while_its_page_is_given_up_is_seen() {
-    explore(|| {
+    explore(3, || {
         let page = Page::new();
-        let owner = Arc::clone(&page);
+        let [owner, freer] = [(); 2].map(|()| Arc::clone(&page));
         let owner = loom::thread::spawn(move || owner.abandon(OWNER));
-        let freer = page.free(2, 0);
-        let owner = owner.join().unwrap();
+        let freer = loom::thread::spawn(move || freer.free(2, 0));
+        let (owner, freer) = (owner.join().unwrap(), freer.join().unwrap());
         assert!(owner == Some(1) || freer == Some(1), "the block is lost: {owner:?} {freer:?}");
         assert_ne!(Tag(page.tag.load(Ordering::SeqCst)).owner(), 0);
     });
@@ -86,12 +86,15 @@ fn a_block_freed_while_its_page_is_given_up_is_seen() {
 
 #[test]
 fn of_two_freers_and_the_owner_one_has_the_page_and_sees_both_blocks() {
-    explore(|| {
+    explore(3, || {
         let page = Page::new();
-        let [owner, freer] = [(); 2].map(|()| Arc::clone(&page));
-        let owner = loom::thread::spawn(move || owner.abandon(OWNER));
-        let freer = loom::thread::spawn(move || freer.free(3, 1));
-        let seen = [page.free(2, 0), owner.join().unwrap(), freer.join().unwrap()];
+        let [owner, first, second] = [(); 3].map(|()| Arc::clone(&page));
+        let holders = [
+            loom::thread::spawn(move || owner.abandon(OWNER)),
+            loom::thread::spawn(move || first.free(2, 0)),
+            loom::thread::spawn(move || second.free(3, 1)),
+        ];
+        let seen = holders.map(|holder| holder.join().unwrap());
         // Blocks that the holder does not see yet are pushed to a page that has an owner.
         assert_eq!(seen.iter().flatten().count(), 1, "{seen:?}");
         assert_ne!(Tag(page.tag.load(Ordering::SeqCst)).owner(), 0);

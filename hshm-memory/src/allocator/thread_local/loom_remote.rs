@@ -113,32 +113,33 @@ fn sorted(parts: [Vec<usize>; 2]) -> Vec<usize> {
 
 #[test]
 fn two_pushers_and_a_taker_lose_nothing_and_double_nothing() {
-    explore(|| {
+    explore(3, || {
         let world = World::new();
         let pushers = [0, 1].map(|block| {
             let world = Arc::clone(&world);
             loom::thread::spawn(move || world.push(0, block, Mark::default()))
         });
-        let early = world.take(0);
+        let taker = Arc::clone(&world);
+        let taker = loom::thread::spawn(move || taker.take(0));
         for pusher in pushers {
             pusher.join().unwrap();
         }
-        assert_eq!(sorted([early, world.take(0)]), [0, 1]);
+        assert_eq!(sorted([taker.join().unwrap(), world.take(0)]), [0, 1]);
     });
 }
 
 #[test]
 fn a_death_in_a_push_is_told_from_one_before() {
-    explore_deaths(|death: Death| {
+    explore_deaths(2, |death: Death| {
         let world = World::new();
-        let [victim, other, owner] = [(); 3].map(|()| Arc::clone(&world));
+        let [victim, recoverer, other, owner] = [(); 4].map(|()| Arc::clone(&world));
         let victim = loom::thread::spawn(move || {
             death.await_in(|| victim.push_journalled(0, 0, 1)).is_some()
         });
         let other = loom::thread::spawn(move || other.push(0, 1, Mark::default()));
         let owner = loom::thread::spawn(move || owner.take(0));
-        let lived = victim.join().unwrap();
-        let inquiry = world.inquire();
+        let recoverer = loom::thread::spawn(move || (victim.join().unwrap(), recoverer.inquire()));
+        let (lived, inquiry) = recoverer.join().unwrap();
         other.join().unwrap();
         let blocks = sorted([owner.join().unwrap(), world.take(0)]);
         let is_free = blocks == [0, 1];
@@ -152,9 +153,9 @@ fn a_death_in_a_push_is_told_from_one_before() {
 
 #[test]
 fn a_stale_acknowledgement_says_nothing_about_the_next_operation() {
-    explore_deaths(|death: Death| {
+    explore_deaths(3, |death: Death| {
         let world = World::new();
-        let [victim, other, owner] = [(); 3].map(|()| Arc::clone(&world));
+        let [victim, recoverer, other, owner] = [(); 4].map(|()| Arc::clone(&world));
         let victim = loom::thread::spawn(move || {
             death.await_in(|| {
                 victim.push_journalled(0, 0, 1);
@@ -164,8 +165,11 @@ fn a_stale_acknowledgement_says_nothing_about_the_next_operation() {
         // May acknowledge the first operation when the second is under way already.
         let other = loom::thread::spawn(move || other.push(0, 1, Mark::default()));
         let owner = loom::thread::spawn(move || owner.take(1));
-        victim.join().unwrap();
-        let inquiry = world.inquire();
+        let recoverer = loom::thread::spawn(move || {
+            victim.join().unwrap();
+            recoverer.inquire()
+        });
+        let inquiry = recoverer.join().unwrap();
         other.join().unwrap();
         let first = world.take(0);
         let second = sorted([owner.join().unwrap(), world.take(1)]);
@@ -184,7 +188,7 @@ fn a_recoverers_death_in_the_deads_push_is_told_too() {
     // The first death comes in the push or just after it, before the journal is cleared: those are
     // the pushes that a recoverer inquires about.
     for victim_pushes in [false, true] {
-        explore_deaths(move |death: Death| {
+        explore_deaths(2, move |death: Death| {
             let world = World::new();
             if victim_pushes {
                 world.push_journalled(0, 0, 1);
@@ -192,14 +196,17 @@ fn a_recoverers_death_in_the_deads_push_is_told_too() {
             let offset = world.pages[0].start;
             let operation = Operation::new(Step::FreeFrom, unit_of(offset), 1);
             journal::write(&world.journal, operation, 0, offset);
-            let [first, owner, other] = [(); 3].map(|()| Arc::clone(&world));
+            let [first, second, owner, other] = [(); 4].map(|()| Arc::clone(&world));
             let owner = loom::thread::spawn(move || owner.take(0));
             let other = loom::thread::spawn(move || other.push(0, 1, Mark::default()));
             let first = loom::thread::spawn(move || {
                 death.await_in(|| first.finish());
             });
-            first.join().unwrap();
-            world.finish();
+            let second = loom::thread::spawn(move || {
+                first.join().unwrap();
+                second.finish();
+            });
+            second.join().unwrap();
             other.join().unwrap();
             let blocks = sorted([owner.join().unwrap(), world.take(0)]);
             assert_eq!(blocks, [0, 1]);

@@ -53,7 +53,7 @@ impl World {
 
 #[test]
 fn of_two_claimers_one_gets_the_slot_and_finds_it_empty() {
-    explore(|| {
+    explore(3, || {
         let world = World::new(SlotWord::live(process(1)));
         world.hold(1);
         let claimers = [2, 3].map(|pid| {
@@ -66,7 +66,8 @@ fn of_two_claimers_one_gets_the_slot_and_finds_it_empty() {
                 claimed
             })
         });
-        world.free();
+        let holder = Arc::clone(&world);
+        loom::thread::spawn(move || holder.free()).join().unwrap();
         let claimed = claimers.map(|claimer| claimer.join().unwrap());
         assert!(claimed != [true, true]);
         let word = SlotWord(world.word.load(Ordering::Relaxed));
@@ -77,7 +78,7 @@ fn of_two_claimers_one_gets_the_slot_and_finds_it_empty() {
 
 #[test]
 fn a_parked_slot_is_taken_over_by_one_thread_with_all_that_is_in_it() {
-    explore(|| {
+    explore(3, || {
         let world = World::new(SlotWord::live(process(1)));
         let claimers = [(); 2].map(|()| {
             let world = Arc::clone(&world);
@@ -90,8 +91,12 @@ fn a_parked_slot_is_taken_over_by_one_thread_with_all_that_is_in_it() {
                 claimed
             })
         });
-        world.hold(1);
-        transition_park(&world.word);
+        let holder = Arc::clone(&world);
+        let holder = loom::thread::spawn(move || {
+            holder.hold(1);
+            transition_park(&holder.word);
+        });
+        holder.join().unwrap();
         let claimed = claimers.map(|claimer| claimer.join().unwrap());
         assert!(claimed != [true, true]);
     });
@@ -101,7 +106,7 @@ fn a_parked_slot_is_taken_over_by_one_thread_with_all_that_is_in_it() {
 /// with the dead's word in its hand, must not take the slot from its next holder.
 #[test]
 fn of_two_recoverers_one_works_and_the_next_holder_is_left_alone() {
-    explore(|| {
+    explore(3, || {
         let dead = SlotWord::live(process(1));
         let world = World::new(dead);
         world.hold(1);
@@ -112,10 +117,15 @@ fn of_two_recoverers_one_works_and_the_next_holder_is_left_alone() {
                 word == dead && world.recover(word, pid)
             })
         });
-        let claimed = transition_claim(&world.word, SlotWord::FREE, process(4));
-        if claimed {
-            world.hold(4);
-        }
+        let claimer = Arc::clone(&world);
+        let claimer = loom::thread::spawn(move || {
+            let claimed = transition_claim(&claimer.word, SlotWord::FREE, process(4));
+            if claimed {
+                claimer.hold(4);
+            }
+            claimed
+        });
+        let claimed = claimer.join().unwrap();
         let worked = recoverers.map(|recoverer| recoverer.join().unwrap());
         assert_eq!(worked.iter().filter(|&&worked| worked).count(), 1);
         let word = SlotWord(world.word.load(Ordering::Acquire));
@@ -126,7 +136,7 @@ fn of_two_recoverers_one_works_and_the_next_holder_is_left_alone() {
 
 #[test]
 fn a_dead_recoverer_is_recovered_by_one() {
-    explore_deaths(|death: Death| {
+    explore_deaths(3, |death: Death| {
         let world = World::new(SlotWord::live(process(1)));
         world.hold(1);
         let first = Arc::clone(&world);
