@@ -5,6 +5,7 @@
 //! does; see `src/bin/hshm-test-worker`.
 
 pub mod cells;
+pub mod crash;
 pub mod model;
 pub mod process;
 pub mod random;

@@ -1,0 +1,601 @@
+//! What a process may be about when it dies.
+//!
+//! Most blocks are of sizes that have a class of just their size, so that the balance can be written
+//! down: 1024 bytes (64 to a page), 32 KiB (16 to a medium page), 256 KiB (a run of four units).
+
+use hshm_memory::OnExit;
+
+use super::process;
+use super::world::World;
+
+/// A small block.
+pub const SMALL: usize = 1 << 10;
+/// Small blocks of a page.
+pub const SMALL_PER_PAGE: u64 = 64;
+/// A medium block.
+pub const MEDIUM: usize = 32 << 10;
+/// A block that is a run of units.
+pub const LARGE: usize = 256 << 10;
+const UNIT: i64 = 64 << 10;
+/// A run that is small enough to be kept by who frees it.
+const SHORT_RUN: usize = 128 << 10;
+const MIB: u64 = 1 << 20;
+
+/// How a death may leave the balance, the blocks in cells apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// By how much more bytes are allocated than before.
+    pub delta: i64,
+    /// Whether the block at the table's start is free.
+    pub freed: bool,
+    /// Bytes in a block that nobody knows the offset of.
+    pub leaked: i64,
+}
+
+const fn outcome(delta: i64, freed: bool, leaked: i64) -> Outcome {
+    Outcome { delta, freed, leaked }
+}
+
+/// Nothing was allocated or freed, but in cells.
+const EXACT: &[Outcome] = &[outcome(0, false, 0)];
+const SMALL_BYTES: i64 = SMALL.cast_signed() as i64;
+const MEDIUM_BYTES: i64 = MEDIUM.cast_signed() as i64;
+const LARGE_BYTES: i64 = LARGE.cast_signed() as i64;
+const TAKES_SMALL: &[Outcome] = &[outcome(0, false, 0), outcome(SMALL_BYTES, false, SMALL_BYTES)];
+const TAKES_MEDIUM: &[Outcome] =
+    &[outcome(0, false, 0), outcome(MEDIUM_BYTES, false, MEDIUM_BYTES)];
+const TAKES_LARGE: &[Outcome] = &[outcome(0, false, 0), outcome(LARGE_BYTES, false, LARGE_BYTES)];
+const FREES_SMALL: &[Outcome] = &[outcome(0, false, 0), outcome(-SMALL_BYTES, true, 0)];
+const FREES_MEDIUM: &[Outcome] = &[outcome(0, false, 0), outcome(-MEDIUM_BYTES, true, 0)];
+const FREES_LARGE: &[Outcome] = &[outcome(0, false, 0), outcome(-LARGE_BYTES, true, 0)];
+const MOVES_SMALL: &[Outcome] = &[
+    outcome(0, false, 0),
+    outcome(4 * SMALL_BYTES, false, 4 * SMALL_BYTES),
+    outcome(3 * SMALL_BYTES, true, 4 * SMALL_BYTES),
+];
+const MOVES_LARGE: &[Outcome] = &[
+    outcome(0, false, 0),
+    outcome(2 * LARGE_BYTES, false, 2 * LARGE_BYTES),
+    outcome(LARGE_BYTES, true, 2 * LARGE_BYTES),
+];
+const BECOMES_LARGE: &[Outcome] = &[
+    outcome(0, false, 0),
+    outcome(LARGE_BYTES, false, LARGE_BYTES),
+    outcome(LARGE_BYTES - SMALL_BYTES, true, LARGE_BYTES),
+];
+const GROWS_BY_FOUR: &[Outcome] = &[
+    outcome(0, false, 0),
+    outcome(UNIT, false, 0),
+    outcome(2 * UNIT, false, 0),
+    outcome(3 * UNIT, false, 0),
+    outcome(4 * UNIT, false, 0),
+];
+const SHRINKS_BY_TWO: &[Outcome] =
+    &[outcome(0, false, 0), outcome(-UNIT, false, 0), outcome(-2 * UNIT, false, 0)];
+
+/// Somebody who died before the operation begins and has not been recovered.
+#[derive(Clone, Copy, Debug)]
+pub struct Victim {
+    /// The name of the operation that it was about.
+    pub operation: &'static str,
+    /// Where in it it died.
+    pub point: &'static str,
+    /// How often it had passed there before.
+    pub passes: u32,
+}
+
+/// One thing that a process does, how things stand before, and how they may stand after its death.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// What a failure is reported under.
+    pub name: &'static str,
+    /// What becomes of the blocks of the dead.
+    pub on_exit: OnExit,
+    /// Size of the segment and what it can grow to.
+    pub size: (u64, u64),
+    /// What the survivor does before.
+    pub prepare: fn(&World),
+    /// Who died before.
+    pub victim: Option<Victim>,
+    /// What the process does before it may die.
+    pub setup: fn(&World),
+    /// What it does when it may die.
+    pub run: fn(&World),
+    /// What may be left.
+    pub outcomes: &'static [Outcome],
+    /// Whether most of its instructions only copy what a block holds.
+    pub copies: bool,
+}
+
+const fn keep(
+    name: &'static str,
+    setup: fn(&World),
+    run: fn(&World),
+    outcomes: &'static [Outcome],
+) -> Operation {
+    let on_exit = OnExit::Keep;
+    let (size, prepare) = ((MIB, MIB), warm as fn(&World));
+    Operation { name, on_exit, size, prepare, victim: None, setup, run, outcomes, copies: false }
+}
+
+impl Operation {
+    const fn after(self, prepare: fn(&World)) -> Self {
+        Self { prepare, ..self }
+    }
+
+    const fn wide(self) -> Self {
+        Self { size: (3 * MIB, 4 * MIB), ..self }
+    }
+
+    const fn copies(self) -> Self {
+        Self { copies: true, ..self }
+    }
+
+    const fn reclaim(self) -> Self {
+        Self { on_exit: OnExit::Reclaim, ..self }
+    }
+
+    const fn victim(self, operation: &'static str, point: &'static str, passes: u32) -> Self {
+        Self { victim: Some(Victim { operation, point, passes }), ..self }
+    }
+}
+
+/// The recovery of one who died at `point` of `operation`, with `outcomes` of its own.
+const fn recovery(
+    name: &'static str,
+    operation: &'static str,
+    point: &'static str,
+    passes: u32,
+    outcomes: &'static [Outcome],
+) -> Operation {
+    let this = keep(name, nothing, |w| assert!(w.heap.recover_dead().slots > 0), outcomes);
+    this.victim(operation, point, passes)
+}
+
+fn nothing(_: &World) {}
+
+/// Claims a slot.
+fn warm(w: &World) {
+    let block = w.heap.allocate(16).expect("a block");
+    // SAFETY: [owned] it was just allocated.
+    unsafe { w.heap.free(block) }.expect("it is allocated");
+}
+
+fn elsewhere(w: &World, work: impl FnOnce(&World)) {
+    process::run(|| work(w)).expect("another process does its part");
+}
+
+fn take(w: &World, bytes: usize) {
+    let _ = w.heap.allocate(bytes).expect("a block");
+}
+
+fn take_small(w: &World) {
+    take(w, SMALL);
+}
+
+fn free_first(w: &World) {
+    w.free(0);
+}
+
+fn resize_first(w: &World, bytes: usize) {
+    // SAFETY: [owned] the block is in the table and this process's to resize.
+    unsafe { w.heap.reallocate(w.block(0), bytes) }.expect("room for it");
+}
+
+fn fill_cell(w: &World, bytes: usize) {
+    w.heap.allocate_into(w.cell(0), bytes).expect("a block for the cell");
+}
+
+fn empty_cell(w: &World) {
+    // SAFETY: [owned] blocks in cells are used by nobody.
+    assert!(unsafe { w.heap.free_from(w.cell(0)) }.expect("the cell names a block"));
+}
+
+/// A page of ours with one block, which another freed for good when it died.
+fn idle_page_that_a_dead_freed_to(w: &World) {
+    fill_cell(w, SMALL);
+    w.lose_another("from.freed", empty_cell);
+}
+
+/// The same, and no other unit is free.
+fn full_but_for_what_a_dead_freed(w: &World) {
+    idle_page_that_a_dead_freed_to(w);
+    while w.heap.report().units_free > 0 {
+        w.hold(8, 8 * SMALL);
+    }
+}
+
+fn leave(w: &World) {
+    w.heap.detach_thread();
+}
+
+/// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
+fn full_page_and_one(w: &World) {
+    w.hold(SMALL_PER_PAGE + 1, SMALL);
+}
+
+/// The bin has one block, from the page's middle; all others were freed.
+fn idle_page_with_a_bin(w: &World) {
+    w.hold(SMALL_PER_PAGE - 1, SMALL);
+    w.free(0);
+    w.forget(0);
+    // The last of the bin: the bin is loaded with the block just freed.
+    w.hold(1, SMALL);
+    w.drop_blocks(0..w.known());
+}
+
+/// Every unit is a small page, and all are idle.
+fn idle_pages_everywhere(w: &World) {
+    while w.heap.report().units_free > 0 {
+        w.hold(SMALL_PER_PAGE, SMALL);
+    }
+    w.drop_blocks(0..w.known());
+}
+
+/// What there is to be killed in.
+pub const OPERATIONS: &[Operation] = &[
+    // Allocating.
+    keep("allocate", |w| w.hold(1, SMALL), take_small, TAKES_SMALL),
+    keep("allocate the last of a list", |w| w.hold(3, SMALL), take_small, TAKES_SMALL),
+    keep("allocate the first of a class", warm, take_small, TAKES_SMALL),
+    keep("allocate for the first time", nothing, take_small, TAKES_SMALL),
+    keep("allocate a page's last", |w| w.hold(SMALL_PER_PAGE - 1, SMALL), take_small, TAKES_SMALL),
+    keep("allocate from an adopted page", warm, take_small, TAKES_SMALL).after(|w| {
+        warm(w);
+        elsewhere(w, |w| {
+            w.hold(5, SMALL);
+            leave(w);
+        });
+    }),
+    keep(
+        "allocate what others freed",
+        |w| {
+            w.hold(SMALL_PER_PAGE - 1, SMALL);
+            elsewhere(w, |w| w.drop_blocks(0..20));
+        },
+        take_small,
+        TAKES_SMALL,
+    ),
+    keep(
+        "allocate what this process freed",
+        |w| {
+            w.hold(SMALL_PER_PAGE - 1, SMALL);
+            w.drop_blocks(0..20);
+        },
+        take_small,
+        TAKES_SMALL,
+    ),
+    keep(
+        "allocate from a kept page of another class",
+        |w| {
+            full_page_and_one(w);
+            w.drop_blocks(0..SMALL_PER_PAGE);
+        },
+        |w| take(w, 2 * SMALL),
+        &[outcome(0, false, 0), outcome(2 * SMALL_BYTES, false, 2 * SMALL_BYTES)],
+    ),
+    keep(
+        "allocate from a kept page that is in a bin",
+        idle_page_with_a_bin,
+        |w| take(w, LARGE * 7 / 2),
+        &[outcome(0, false, 0), outcome(14 * UNIT, false, 14 * UNIT)],
+    ),
+    keep("allocate where pages stand idle", idle_pages_everywhere, |w| take(w, LARGE), TAKES_LARGE),
+    keep(
+        "allocate from a page that a dead freed to",
+        full_but_for_what_a_dead_freed,
+        |w| take(w, 2 * SMALL),
+        &[outcome(0, false, 0), outcome(2 * SMALL_BYTES, false, 2 * SMALL_BYTES)],
+    ),
+    keep(
+        "allocate a run where a dead freed",
+        idle_page_that_a_dead_freed_to,
+        |w| take(w, LARGE * 7 / 2),
+        &[outcome(0, false, 0), outcome(14 * UNIT, false, 14 * UNIT)],
+    ),
+    keep("allocate a medium block", warm, |w| take(w, MEDIUM), TAKES_MEDIUM),
+    keep(
+        "allocate a second medium block",
+        |w| w.hold(1, MEDIUM),
+        |w| take(w, MEDIUM),
+        TAKES_MEDIUM,
+    ),
+    keep(
+        "allocate a medium page's last",
+        |w| w.hold(15, MEDIUM),
+        |w| take(w, MEDIUM),
+        TAKES_MEDIUM,
+    ),
+    keep(
+        "allocate a fifth medium class",
+        |w| [9000, 10_000, 12_000, 14_000].into_iter().for_each(|bytes| w.hold(1, bytes)),
+        |w| take(w, MEDIUM),
+        TAKES_MEDIUM,
+    )
+    .wide(),
+    keep("allocate a large block", warm, |w| take(w, LARGE), TAKES_LARGE),
+    keep(
+        "allocate a large block that was kept",
+        |w| {
+            w.hold(1, SHORT_RUN);
+            w.drop_blocks(0..1);
+        },
+        |w| take(w, SHORT_RUN),
+        &[outcome(0, false, 0), outcome(2 * UNIT, false, 2 * UNIT)],
+    )
+    .wide(),
+    // Freeing.
+    keep("free", |w| w.hold(2, SMALL), free_first, FREES_SMALL),
+    keep(
+        "free a page's last",
+        |w| {
+            full_page_and_one(w);
+            w.drop_blocks(1..SMALL_PER_PAGE);
+        },
+        free_first,
+        FREES_SMALL,
+    ),
+    keep("free another's", warm, free_first, FREES_SMALL).after(|w| w.hold(3, SMALL)),
+    keep("free another's where a dead did", warm, |w| w.free(0), FREES_SMALL)
+        .after(|w| {
+            w.hold(3, SMALL);
+            w.heap.allocate_into(w.cell(0), SMALL).expect("a block");
+        })
+        .victim("empty a cell", "from.freed", 0),
+    keep("free nobody's", warm, free_first, FREES_SMALL).after(|w| {
+        warm(w);
+        elsewhere(w, |w| w.hold(SMALL_PER_PAGE, SMALL));
+    }),
+    keep("free nobody's last", warm, free_first, FREES_SMALL).after(|w| {
+        warm(w);
+        elsewhere(w, |w| {
+            w.hold(2, SMALL);
+            w.drop_blocks(1..2);
+            leave(w);
+        });
+    }),
+    keep("free a medium block", |w| w.hold(2, MEDIUM), free_first, FREES_MEDIUM),
+    keep(
+        "free the last of a third idle medium page",
+        |w| {
+            [MEDIUM, 10_000, 20_000].into_iter().for_each(|bytes| w.hold(1, bytes));
+            w.drop_blocks(1..3);
+        },
+        free_first,
+        FREES_MEDIUM,
+    )
+    .wide(),
+    keep("free another's medium block", warm, free_first, FREES_MEDIUM)
+        .after(|w| w.hold(2, MEDIUM)),
+    keep("free nobody's last medium block", warm, free_first, FREES_MEDIUM).after(|w| {
+        warm(w);
+        elsewhere(w, |w| {
+            w.hold(1, MEDIUM);
+            leave(w);
+        });
+    }),
+    keep("free a large block", |w| w.hold(1, LARGE), free_first, FREES_LARGE),
+    keep("free another's large block", warm, free_first, FREES_LARGE).after(|w| w.hold(1, LARGE)),
+    keep(
+        "free a large block to keep",
+        |w| w.hold(1, SHORT_RUN),
+        free_first,
+        &[outcome(0, false, 0), outcome(-2 * UNIT, true, 0)],
+    )
+    .wide(),
+    // Changing sizes.
+    keep("reallocate", |w| w.hold(1, SMALL), |w| resize_first(w, 4 * SMALL), MOVES_SMALL),
+    keep(
+        "reallocate to a large block",
+        |w| w.hold(1, SMALL),
+        |w| resize_first(w, LARGE),
+        BECOMES_LARGE,
+    ),
+    keep("grow a large block", |w| w.hold(1, LARGE), |w| resize_first(w, 2 * LARGE), GROWS_BY_FOUR),
+    keep(
+        "shrink a large block",
+        |w| w.hold(1, LARGE),
+        |w| resize_first(w, LARGE / 2),
+        SHRINKS_BY_TWO,
+    ),
+    keep("grow another's large block", nothing, |w| resize_first(w, 2 * LARGE), GROWS_BY_FOUR)
+        .after(|w| w.hold(1, LARGE)),
+    keep(
+        "move a large block",
+        |w| {
+            w.hold(1, LARGE);
+            w.hold(1, SMALL);
+        },
+        |w| resize_first(w, 2 * LARGE),
+        MOVES_LARGE,
+    )
+    .copies(),
+    // Cells.
+    keep("fill a cell", |w| w.hold(1, SMALL), |w| fill_cell(w, SMALL), EXACT),
+    keep(
+        "fill a cell with the last of a list",
+        |w| w.hold(3, SMALL),
+        |w| fill_cell(w, SMALL),
+        EXACT,
+    ),
+    keep("fill a cell with the first of a class", warm, |w| fill_cell(w, SMALL), EXACT),
+    keep(
+        "fill a cell with a page's last",
+        |w| w.hold(SMALL_PER_PAGE - 1, SMALL),
+        |w| fill_cell(w, SMALL),
+        EXACT,
+    ),
+    keep("fill a cell with a medium block", warm, |w| fill_cell(w, MEDIUM), EXACT),
+    keep("fill a cell with a large block", warm, |w| fill_cell(w, LARGE), EXACT),
+    keep("empty one's own cell", |w| fill_cell(w, SMALL), empty_cell, EXACT),
+    keep("empty a cell", warm, empty_cell, EXACT).after(|w| {
+        w.hold(2, SMALL);
+        fill_cell(w, SMALL);
+    }),
+    keep("empty a cell of nobody's page", warm, empty_cell, EXACT).after(|w| {
+        warm(w);
+        elsewhere(w, |w| {
+            w.hold(SMALL_PER_PAGE - 1, SMALL);
+            fill_cell(w, SMALL);
+        });
+    }),
+    keep("empty a cell of a medium block", |w| fill_cell(w, MEDIUM), empty_cell, EXACT),
+    keep("empty a cell of another's medium block", warm, empty_cell, EXACT)
+        .after(|w| fill_cell(w, MEDIUM)),
+    keep("empty a cell of a large block", |w| fill_cell(w, LARGE), empty_cell, EXACT),
+    keep("empty a cell of another's large block", warm, empty_cell, EXACT)
+        .after(|w| fill_cell(w, LARGE)),
+    keep("empty a cell that a dead filled", warm, empty_cell, EXACT).victim(
+        "fill a cell",
+        "into.stored",
+        0,
+    ),
+    // Slots and the segment.
+    keep(
+        "leave",
+        |w| {
+            w.hold(70, SMALL);
+            w.drop_blocks(60..66);
+            w.hold(2, LARGE / 2);
+            w.hold(3, 48);
+        },
+        leave,
+        EXACT,
+    ),
+    keep("leave with medium pages", |w| w.hold(3, MEDIUM), leave, EXACT),
+    keep("claim a slot for a context", warm, |w| assert!(w.heap.create_tls().is_ok()), EXACT),
+    keep(
+        "grow the segment",
+        warm,
+        |w| {
+            let _ = w.heap.grow(4 * MIB).expect("room to grow");
+        },
+        EXACT,
+    )
+    .wide(),
+    // Recovering.
+    recovery(
+        "recover an allocation",
+        "allocate the last of a list",
+        "page.exhausted",
+        0,
+        TAKES_SMALL,
+    ),
+    recovery(
+        "recover a half-loaded bin",
+        "allocate what others freed",
+        "page.loaded_remote",
+        0,
+        TAKES_SMALL,
+    ),
+    recovery(
+        "recover a half-carved page",
+        "allocate the first of a class",
+        "page.carved",
+        0,
+        TAKES_SMALL,
+    ),
+    recovery(
+        "recover a half-made medium page",
+        "allocate a medium block",
+        "units.page_half_published",
+        3,
+        EXACT,
+    ),
+    recovery(
+        "recover a run in transit",
+        "allocate a large block",
+        "units.run_in_transit",
+        0,
+        EXACT,
+    ),
+    recovery("recover one who was leaving", "leave", "page.saved", 1, EXACT),
+    recovery("recover a taken block", "fill a cell", "into.taken", 0, EXACT),
+    recovery("recover a taken run", "fill a cell with a large block", "into.taken", 0, EXACT),
+    recovery("recover a marked cell", "empty one's own cell", "from.marked", 0, EXACT),
+    recovery("recover a marked cell of another's block", "empty a cell", "from.marked", 0, EXACT)
+        .after(|w| {
+            w.hold(2, SMALL);
+            fill_cell(w, SMALL);
+        }),
+    recovery("recover a remote free", "empty a cell", "from.freed", 0, EXACT).after(|w| {
+        w.hold(2, SMALL);
+        fill_cell(w, SMALL);
+    }),
+    recovery(
+        "recover a marked cell of nobody's page",
+        "empty a cell of nobody's page",
+        "from.marked",
+        0,
+        EXACT,
+    )
+    .after(|w| {
+        warm(w);
+        elsewhere(w, |w| {
+            w.hold(SMALL_PER_PAGE - 1, SMALL);
+            fill_cell(w, SMALL);
+        });
+    }),
+    recovery(
+        "recover a marked cell of a large block",
+        "empty a cell of a large block",
+        "from.marked",
+        0,
+        EXACT,
+    ),
+    recovery("recover an unbound run", "free a large block", "units.run_unbound", 0, FREES_LARGE),
+    recovery(
+        "recover a withdrawn page",
+        "allocate from a kept page that is in a bin",
+        "page.withdrawn",
+        0,
+        EXACT,
+    ),
+    // Where the blocks of the dead die with them.
+    keep("reclaim: allocate the first of a class", warm, take_small, EXACT).reclaim(),
+    keep(
+        "reclaim: allocate a page's last",
+        |w| w.hold(SMALL_PER_PAGE - 1, SMALL),
+        take_small,
+        EXACT,
+    )
+    .reclaim(),
+    keep(
+        "reclaim: allocate a large block",
+        |w| {
+            w.hold(70, SMALL);
+            w.hold(1, LARGE);
+        },
+        |w| take(w, LARGE),
+        EXACT,
+    )
+    .reclaim(),
+    keep("reclaim: free to a full page", full_page_and_one, free_first, EXACT).reclaim(),
+    keep("reclaim: free another's", warm, free_first, FREES_SMALL)
+        .after(|w| w.hold(3, SMALL))
+        .reclaim(),
+    keep("reclaim: free another's large block", warm, free_first, FREES_LARGE)
+        .after(|w| w.hold(1, LARGE))
+        .reclaim(),
+    keep("reclaim: empty another's cell", warm, empty_cell, EXACT)
+        .after(|w| fill_cell(w, SMALL))
+        .reclaim(),
+    keep(
+        "reclaim: leave",
+        |w| {
+            w.hold(70, SMALL);
+            w.hold(1, LARGE);
+        },
+        leave,
+        EXACT,
+    )
+    .reclaim(),
+    recovery(
+        "reclaim: recover",
+        "reclaim: allocate a large block",
+        "units.run_in_transit",
+        0,
+        EXACT,
+    )
+    .reclaim(),
+];

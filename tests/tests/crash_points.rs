@@ -1,0 +1,67 @@
+//! A process is killed at each crash point of the allocator, in each operation that comes by it.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+
+use hshm_memory::crash::{CRASH_POINTS, arm};
+use hshm_tests::crash::operations::{OPERATIONS, Operation};
+use hshm_tests::crash::process;
+use hshm_tests::crash::stage::Stage;
+use hshm_tests::crash::verdict;
+use nix::sys::signal::{Signal, kill};
+
+/// How often a point is passed at most before the death.
+const PASSES: u32 = 9;
+
+/// Kills a process at `point` of `operation`. False if it does not come by there so often.
+fn kill_at(operation: &Operation, point: &'static str, passes: u32) -> Result<bool, String> {
+    let stage = Stage::set(operation, arm, || {}, || assert!(arm(point, passes)))?;
+    kill(stage.child, Signal::SIGCONT).map_err(|errno| errno.to_string())?;
+    let killed = process::was_killed(process::wait(stage.child)?)?;
+    verdict::judge(operation, &stage.world, stage.before)?;
+    Ok(killed)
+}
+
+#[test]
+fn nothing_is_lost_at_any_crash_point() {
+    let only = std::env::var("HSHM_CRASH_ONLY").unwrap_or_default();
+    let mut kills = 0;
+    let mut failures = Vec::new();
+    let mut reached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for operation in OPERATIONS.iter().filter(|operation| operation.name.contains(&only)) {
+        for point in CRASH_POINTS {
+            for passes in 0..PASSES {
+                match kill_at(operation, point.name, passes) {
+                    Ok(true) => kills += 1,
+                    Ok(false) => break,
+                    Err(error) => {
+                        let place = format!("{}, {} after {passes}", operation.name, point.name);
+                        failures.push(format!("{place}: {error}"));
+                        break;
+                    }
+                }
+                let operations = reached.entry(point.name).or_default();
+                if operations.last() != Some(&operation.name) {
+                    operations.push(operation.name);
+                }
+            }
+        }
+    }
+    let mut table = String::new();
+    for point in CRASH_POINTS {
+        let operations = reached.get(point.name).map_or(&[][..], Vec::as_slice);
+        table += &format!("{:28} {:3}  {}\n", point.name, operations.len(), operations.join("; "));
+    }
+    let summary = format!("{table}{kills} kills at {} crash points\n", reached.len());
+    // Past the test harness, which would keep it to itself.
+    let _ = std::io::stderr().write_all(summary.as_bytes());
+    assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+    if only.is_empty() {
+        let missed: Vec<_> = CRASH_POINTS
+            .iter()
+            .map(|p| p.name)
+            .filter(|name| !reached.contains_key(name))
+            .collect();
+        assert!(missed.is_empty(), "no operation comes by {missed:?}");
+    }
+}
