@@ -5,6 +5,7 @@ use std::sync::{Arc, mpsc};
 
 use super::*;
 use crate::backend::MemfdMmap;
+use crate::report::WorkerState;
 
 fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
     let backend = MemfdMmap::create("test", size, size * 2).unwrap();
@@ -17,6 +18,16 @@ pub(super) fn free(heap: &ThreadLocalAllocator, block: OffsetPointer) {
 }
 
 fn assert_empty(heap: &ThreadLocalAllocator) {
+    // The end of a scope does not wait for its threads' destructors, and what is counted while they
+    // give their slots back may be off.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let live = || {
+        let workers = heap.report().workers;
+        workers.iter().filter(|worker| worker.state == WorkerState::Live).count()
+    };
+    while live() > 1 && std::time::Instant::now() < deadline {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     let check = heap.check();
     assert!(check.is_clean(), "{check:#?}");
     let report = heap.report();
