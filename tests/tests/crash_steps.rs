@@ -15,11 +15,13 @@ const MORE: usize = 16;
 const SHOWN: usize = 3;
 
 #[test]
+#[ignore = "its second run may take another way than the recorded one: run it with --ignored"]
 fn nothing_is_lost_after_any_instruction_of_a_worker() {
     kill_in_all(|operation| operation.victim.is_none());
 }
 
 #[test]
+#[ignore = "its second run may take another way than the recorded one: run it with --ignored"]
 fn nothing_is_lost_after_any_instruction_of_a_recovery() {
     kill_in_all(|operation| operation.victim.is_some());
 }
