@@ -110,7 +110,9 @@ fn allocated_blocks(page: &Page<'_>) -> u32 {
         let bin = page.view.bin_list(page.view.slot(owner), page.class());
         if !bin.is_empty() && page.contains(bin.first()) { bin.count() } else { 0 }
     };
-    page.carved().saturating_sub(page.listed() + in_bin)
+    let allocated = page.carved().saturating_sub(page.listed() + in_bin);
+    // Given up meanwhile, it was out of its bin before it was on no list: nothing is allocated.
+    if page.still_stands() { allocated } else { 0 }
 }
 
 fn count_workers(view: &View, pages_of: &[u64], report: &mut HeapReport) {

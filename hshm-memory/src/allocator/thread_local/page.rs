@@ -68,6 +68,12 @@ impl<'v> Page<'v> {
         self.descriptor().carved.load(Ordering::Relaxed).min(self.blocks())
     }
 
+    /// Whether its unit is still a page of its class, whoever has it.
+    pub(super) fn still_stands(&self) -> bool {
+        let now = self.view.tag(self.unit);
+        now.is_some_and(|now| now.with_owner(0) == self.tag.with_owner(0))
+    }
+
     /// The number of the block that begins at `offset`, if one does.
     pub(super) fn index_of(&self, offset: u64) -> Option<u32> {
         let within = u32::try_from(offset.checked_sub(self.start())?).ok()?;
