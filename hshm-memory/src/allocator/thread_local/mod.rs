@@ -204,6 +204,7 @@ impl ThreadLocalAllocator {
 
     fn over(view: View) -> Self {
         static KEYS: AtomicU64 = AtomicU64::new(1);
+        tls::watch_forks();
         let key = KEYS.fetch_add(1, Ordering::Relaxed);
         let inner = Inner {
             key,

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::heap::Heap;
 use super::recover::{self, Leave};
@@ -264,18 +264,31 @@ fn registry() -> MutexGuard<'static, Registry> {
     REGISTRY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn watch_forks() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        // SAFETY: [ffi] the three handlers are functions that live for ever. A failure (no memory
-        // at start) leaves forked children unwatched, as before the call.
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
-    });
+/// Has the process's forks seen from now on. Called before there is a heap that a child could take
+/// for its own.
+///
+/// Threads that come at once may register the handlers several times, and so may the child of a
+/// fork in the midst of it: each does nothing where it has run already. Waiting for one another
+/// (`Once`) would leave such a child waiting for a thread that it does not have.
+pub(super) fn watch_forks() {
+    static WATCHED: AtomicBool = AtomicBool::new(false);
+    // ORDER: Acquire pairs with the Release below: the handlers are registered.
+    if WATCHED.load(Ordering::Acquire) {
+        return;
+    }
+    // SAFETY: [ffi] the three handlers are functions that live for ever. A failure (no memory
+    // at start) leaves forked children unwatched, as before the call.
+    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
+    WATCHED.store(true, Ordering::Release);
 }
 
 extern "C" fn before_fork() {
-    let guard = registry();
-    let _ = FORK_GUARD.try_with(|held| *held.borrow_mut() = Some(guard));
+    let _ = FORK_GUARD.try_with(|held| {
+        let mut held = held.borrow_mut();
+        if held.is_none() {
+            *held = Some(registry());
+        }
+    });
 }
 
 extern "C" fn after_fork() {
