@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn segment(on_exit: OnExit) -> ThreadLocalAllocator {
     let options = InitOptions { custom_header_bytes: 4096, on_exit, worker_slots: 64 };
     let backend = MemfdMmap::create("fork", 64 << 20, 64 << 20).unwrap();
-    ThreadLocalAllocator::shm_init(Arc::new(backend), AllocatorId::new(0, 1), &options).unwrap()
+    ThreadLocalAllocator::shm_init(AllocatorId::new(0, 1), Arc::new(backend), &options).unwrap()
 }
 
 /// Runs `f` in a child, which then ends without ceremony.

@@ -185,7 +185,7 @@ impl Registry {
             worker_slots: request.worker_slots.unwrap_or_else(|| default_worker_slots(size)),
         };
         let init = |backend: Arc<dyn Backend>| {
-            ThreadLocalAllocator::shm_init(backend, record.id, &options)
+            ThreadLocalAllocator::shm_init(record.id, backend, &options)
                 .map_err(|error| failed(&error))
         };
         let Some(object) = &record.object else {

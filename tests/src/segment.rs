@@ -96,7 +96,7 @@ impl TestSegment {
                 (Arc::new(made.expect("a segment")), None)
             }
         };
-        let heap = ThreadLocalAllocator::shm_init(backend, AllocatorId::new(7, 1), &options);
+        let heap = ThreadLocalAllocator::shm_init(AllocatorId::new(7, 1), backend, &options);
         Self { heap: heap.expect("an allocator"), name }
     }
 

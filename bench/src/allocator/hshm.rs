@@ -30,7 +30,7 @@ unsafe impl Heap for Hshm {
         let backend = PosixShmMmap::create(setup.segment, bytes, capacity, 0o600).map_err(text)?;
         let (id, options) = (AllocatorId::new(1, 0), InitOptions::default());
         let allocator =
-            ThreadLocalAllocator::shm_init(Arc::new(backend), id, &options).map_err(text)?;
+            ThreadLocalAllocator::shm_init(id, Arc::new(backend), &options).map_err(text)?;
         Ok(Self { allocator })
     }
 

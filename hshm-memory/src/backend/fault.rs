@@ -148,7 +148,7 @@ mod tests {
         let backend = Arc::new(backend);
         let id = AllocatorId::new(0, 0);
         let heap =
-            ThreadLocalAllocator::shm_init(backend.clone(), id, &InitOptions::default()).unwrap();
+            ThreadLocalAllocator::shm_init(id, backend.clone(), &InitOptions::default()).unwrap();
         for _ in 0..100 {
             heap.allocate(100).unwrap();
         }

@@ -43,7 +43,7 @@ impl World {
         let backend = MemfdMmap::create("crash", bytes, capacity).expect("memory for a segment");
         let options = InitOptions { custom_header_bytes: HEADER_BYTES, on_exit, worker_slots: 8 };
         let id = AllocatorId::new(0, 0);
-        let heap = ThreadLocalAllocator::shm_init(Arc::new(backend), id, &options);
+        let heap = ThreadLocalAllocator::shm_init(id, Arc::new(backend), &options);
         Self { heap: heap.expect("a new segment"), arm }
     }
 

@@ -112,8 +112,8 @@ fn sizes_that_make_no_sense_are_refused_and_leave_nothing() {
     let name = TempName::new();
     let backend = PosixShmMmap::create(name.as_str(), 64 << 10, 64 << 10, 0o600).unwrap();
     let made = hshm_memory::ThreadLocalAllocator::shm_init(
-        std::sync::Arc::new(backend),
         hshm_memory::AllocatorId::new(1, 1),
+        std::sync::Arc::new(backend),
         &InitOptions::default(),
     );
     assert!(matches!(made, Err(SegmentError::Truncated { .. })), "{made:?}");

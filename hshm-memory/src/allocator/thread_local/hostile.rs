@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 fn segment(on_exit: OnExit) -> ThreadLocalAllocator {
     let options = InitOptions { custom_header_bytes: CELLS * 8, on_exit, worker_slots: SLOTS };
     let backend = MemfdMmap::create("hostile", 4 << 20, 24 << 20).unwrap();
-    ThreadLocalAllocator::shm_init(Arc::new(backend), AllocatorId::new(6, 6), &options).unwrap()
+    ThreadLocalAllocator::shm_init(AllocatorId::new(6, 6), Arc::new(backend), &options).unwrap()
 }
 
 /// Writes nonsense into a segment.
@@ -343,7 +343,7 @@ fn a_segment_of_nothing_but_lost_units_is_checked_in_one_walk() {
         let backend = MemfdMmap::create("hostile", 1 << 30, 1 << 30).unwrap();
         let id = AllocatorId::new(6, 6);
         let heap =
-            ThreadLocalAllocator::shm_init(Arc::new(backend), id, &InitOptions::default()).unwrap();
+            ThreadLocalAllocator::shm_init(id, Arc::new(backend), &InitOptions::default()).unwrap();
         let view = &heap.inner.view;
         for unit in view.block_units() {
             let body = unit % 2 == 0 || tag != Tag::claimed(1);

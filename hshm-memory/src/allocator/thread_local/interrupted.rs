@@ -17,7 +17,7 @@ const SEQUENCE: u32 = 9;
 fn segment() -> ThreadLocalAllocator {
     let backend = MemfdMmap::create("interrupted", 8 << 20, 8 << 20).unwrap();
     let options = InitOptions { custom_header_bytes: 64, ..InitOptions::default() };
-    ThreadLocalAllocator::shm_init(Arc::new(backend), AllocatorId::new(0, 0), &options).unwrap()
+    ThreadLocalAllocator::shm_init(AllocatorId::new(0, 0), Arc::new(backend), &options).unwrap()
 }
 
 /// A process that there cannot be.

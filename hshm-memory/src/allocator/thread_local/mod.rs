@@ -74,7 +74,7 @@ use crate::report::{CheckReport, HeapReport, RecoveryReport};
 /// use hshm_memory::{AllocatorId, InitOptions, MemfdMmap, ThreadLocalAllocator};
 ///
 /// let backend = Arc::new(MemfdMmap::create("example", 16 << 20, 64 << 20)?);
-/// let heap = ThreadLocalAllocator::shm_init(backend, AllocatorId::new(0, 0), &InitOptions::default())?;
+/// let heap = ThreadLocalAllocator::shm_init(AllocatorId::new(0, 0), backend, &InitOptions::default())?;
 /// let block = heap.allocate(100)?;
 /// // SAFETY: the block is ours and at least 100 bytes long.
 /// unsafe { heap.resolve(block, 100)?.write_bytes(7, 100) };
@@ -136,8 +136,8 @@ impl ThreadLocalAllocator {
     /// capacity is too small for the tables and one unit, [`SegmentError::Backend`] if there is no
     /// memory for them.
     pub fn shm_init(
-        backend: Arc<dyn Backend>,
         id: AllocatorId,
+        backend: Arc<dyn Backend>,
         options: &InitOptions,
     ) -> Result<Self, SegmentError> {
         let geometry = Geometry::compute(backend.capacity_bytes(), options)?;

@@ -9,7 +9,7 @@ use crate::report::WorkerState;
 
 fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
     let backend = MemfdMmap::create("test", size, size * 2).unwrap();
-    ThreadLocalAllocator::shm_init(Arc::new(backend), AllocatorId::new(1, 2), &options).unwrap()
+    ThreadLocalAllocator::shm_init(AllocatorId::new(1, 2), Arc::new(backend), &options).unwrap()
 }
 
 pub(super) fn free(heap: &ThreadLocalAllocator, block: OffsetPointer) {
@@ -379,8 +379,8 @@ fn cells_receive_and_give_up_blocks() {
 fn a_segment_is_not_created_over_another() {
     let heap = heap(8 << 20, InitOptions::default());
     let again = ThreadLocalAllocator::shm_init(
-        Arc::clone(heap.backend()),
         AllocatorId::new(0, 0),
+        Arc::clone(heap.backend()),
         &InitOptions::default(),
     );
     assert!(matches!(again, Err(SegmentError::Exists)));

@@ -38,7 +38,7 @@ fn free_all(heap: &ThreadLocalAllocator, blocks: Vec<OffsetPointer>, bytes: usiz
 
 fn create(name: &str, size: u64) -> Result<ThreadLocalAllocator, SegmentError> {
     let backend = Arc::new(PosixShmMmap::create(name, size, size, 0o600)?);
-    ThreadLocalAllocator::shm_init(backend, AllocatorId::new(1, 1), &InitOptions::default())
+    ThreadLocalAllocator::shm_init(AllocatorId::new(1, 1), backend, &InitOptions::default())
 }
 
 pub(crate) fn run(name: &str) {
