@@ -49,9 +49,9 @@ pub use client::{Client, ClientBuilder, Inspection};
 pub use error::Error;
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 pub use hshm_memory::{
-    AllocError, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr, HeapReport,
-    MemContext, OffsetPointer, OnExit, Pointer, ProcessId, SegmentError, ThreadLocalAllocator,
-    UnknownName,
+    AllocError, Allocator, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr,
+    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, SegmentError,
+    ThreadLocalAllocator, UnknownName,
 };
 /// What a segment is to be like when it is created. `CreateOptions::new(name, size_bytes)` gives the
 /// defaults; change its fields as needed.

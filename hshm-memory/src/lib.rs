@@ -59,6 +59,7 @@ pub mod report;
 mod sync;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
+pub use allocator::{Allocator, AllocatorKind, ShmAllocator};
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};

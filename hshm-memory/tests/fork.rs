@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hshm_memory::{
-    AllocError, AllocatorId, InitOptions, MemContext, MemfdMmap, OffsetPointer, OnExit, ProcessId,
-    ThreadLocalAllocator,
+    AllocError, Allocator, AllocatorId, InitOptions, MemContext, MemfdMmap, OffsetPointer, OnExit,
+    ProcessId, ThreadLocalAllocator,
 };
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};

@@ -1,7 +1,9 @@
 //! Tests of the codec: nothing is lost, nothing extra is taken, and no bytes make it panic.
 
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
-use hshm_memory::{AllocatorId, BackendKind, CheckReport, HeapReport, OnExit, ProcessId};
+use hshm_memory::{
+    AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 

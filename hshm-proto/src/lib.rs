@@ -34,10 +34,10 @@ pub use handshake::{
     Hello, Refusal, Version, VersionMismatch, VersionRange, Welcome, WelcomeOrRefusal,
 };
 pub use message::{
-    AllocatorKind, CreateSegment, HeapPage, Reply, ReplyBody, Request, RequestBody,
-    SegmentDescriptor, SegmentInfo, SessionInfo, SessionState, StatusInfo,
+    CreateSegment, HeapPage, Reply, ReplyBody, Request, RequestBody, SegmentDescriptor,
+    SegmentInfo, SessionInfo, SessionState, StatusInfo,
 };
 pub use paths::{Environment, SYSTEM_SOCKET, SYSTEM_STATE_DIR};
 pub use validate::{validate_client_name, validate_segment_name};
 
-pub use hshm_memory::LAYOUT_VERSION;
+pub use hshm_memory::{AllocatorKind, LAYOUT_VERSION};

@@ -3,13 +3,11 @@
 //! Within one protocol version the order of an enum's variants and of a struct's fields is part of
 //! the encoding. Whoever changes either raises [`VersionRange::SUPPORTED`](crate::VersionRange).
 
-use std::fmt;
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{
-    AllocatorId, BackendKind, CheckReport, HeapReport, OnExit, ProcessId, UnknownName,
+    AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -154,39 +152,6 @@ impl CreateSegment {
             on_exit: OnExit::default(),
             worker_slots: None,
             mode: Self::DEFAULT_MODE,
-        }
-    }
-}
-
-/// A kind of allocator, by the name that users write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[non_exhaustive]
-pub enum AllocatorKind {
-    /// A heap for each thread of each process, with lock-free frees between them.
-    #[default]
-    ThreadLocal,
-}
-
-impl fmt::Display for AllocatorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ThreadLocal => "thread-local",
-        })
-    }
-}
-
-impl FromStr for AllocatorKind {
-    type Err = UnknownName;
-
-    fn from_str(word: &str) -> Result<Self, Self::Err> {
-        match word {
-            "thread-local" => Ok(Self::ThreadLocal),
-            other => Err(UnknownName {
-                what: "allocator",
-                found: other.to_owned(),
-                expected: "thread-local",
-            }),
         }
     }
 }

@@ -1,3 +1,187 @@
 //! Allocators: what cuts a backend into blocks.
 
 pub(crate) mod thread_local;
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backend;
+use crate::context::MemContext;
+use crate::error::{AllocError, SegmentError};
+use crate::options::UnknownName;
+use crate::pointer::{AllocatorId, OffsetPointer};
+use crate::report::CheckReport;
+
+/// What every allocator does, whichever way it does it.
+///
+/// A block is named by its offset from the beginning of the allocator's memory, which means the
+/// same in each process that has the memory mapped.
+///
+/// # Safety
+/// An implementation promises that a block which it hands out lies in its memory, is as long and as
+/// aligned as was asked for, and overlaps no other block that is allocated; and that
+/// [`Allocator::resolve`] answers only addresses that stay valid as long as the allocator lives.
+pub unsafe trait Allocator: Send + Sync + fmt::Debug {
+    /// Which implementation this is.
+    fn kind(&self) -> AllocatorKind;
+
+    /// The allocator's identity.
+    fn id(&self) -> AllocatorId;
+
+    /// The memory under it; `None` for an allocator that takes its memory elsewhere.
+    fn backend(&self) -> Option<&Arc<dyn Backend>>;
+
+    /// Where the application's own header stands, and its length in bytes. It was zeroed when the
+    /// allocator was made, and the allocator never touches it.
+    fn custom_header(&self) -> (OffsetPointer, usize);
+
+    /// Allocates `bytes` bytes (none counts as one), aligned to 16, as the thread that `context`
+    /// names.
+    ///
+    /// # Errors
+    /// [`AllocError::OutOfMemory`] if no room is left, [`AllocError::TooLarge`] if there never
+    /// could be, [`AllocError::BadContext`] for a context that is not of this allocator; others as
+    /// the implementation says.
+    fn allocate_offset(
+        &self,
+        context: MemContext,
+        bytes: usize,
+    ) -> Result<OffsetPointer, AllocError>;
+
+    /// The same, at a multiple of `align`.
+    ///
+    /// # Errors
+    /// [`AllocError::BadAlignment`] if `align` is no power of two or beyond what the memory's own
+    /// alignment allows, and as [`Allocator::allocate_offset`].
+    fn aligned_allocate_offset(
+        &self,
+        context: MemContext,
+        bytes: usize,
+        align: usize,
+    ) -> Result<OffsetPointer, AllocError>;
+
+    /// Makes the block at `pointer`, which is not null, `bytes` long, where it stands if possible,
+    /// and returns where it is then, aligned to 16. Its contents are kept, up to the smaller of
+    /// both sizes. On an error the block stays as it was.
+    ///
+    /// # Safety
+    /// As [`Allocator::free_offset_no_null_check`]; the old offset is not used any more if another
+    /// is returned.
+    ///
+    /// # Errors
+    /// [`AllocError::NotAllocated`] where it can be told that no block begins there, and as
+    /// [`Allocator::allocate_offset`].
+    unsafe fn reallocate_offset_no_null_check(
+        &self,
+        context: MemContext,
+        pointer: OffsetPointer,
+        bytes: usize,
+    ) -> Result<OffsetPointer, AllocError>;
+
+    /// Frees the block at `pointer`, which is not null.
+    ///
+    /// # Safety
+    /// `pointer` is a block of this allocator that is allocated, and nobody uses it any more.
+    ///
+    /// # Errors
+    /// [`AllocError::NotAllocated`] where it can be told that no block begins there; which mistakes
+    /// can be told, each implementation says.
+    unsafe fn free_offset_no_null_check(
+        &self,
+        context: MemContext,
+        pointer: OffsetPointer,
+    ) -> Result<(), AllocError>;
+
+    /// Claims storage that no thread uses by itself, unique over all processes, for operations that
+    /// are given the context returned. Threads that use it at once wait for one another.
+    ///
+    /// # Errors
+    /// [`AllocError::NoWorkerSlot`] if no more can be had.
+    fn create_tls(&self) -> Result<MemContext, AllocError>;
+
+    /// Gives back what [`Allocator::create_tls`] claimed.
+    ///
+    /// # Errors
+    /// [`AllocError::BadContext`] if the context names no such storage.
+    fn free_tls(&self, context: MemContext) -> Result<(), AllocError>;
+
+    /// The address, in this process, of the `len` bytes at `pointer`. They are shared: read and
+    /// write them as the block's owner, or as atomics.
+    ///
+    /// # Errors
+    /// [`AllocError::NotAllocated`] if they do not all lie in the allocator's memory, after its
+    /// header.
+    fn resolve(&self, pointer: OffsetPointer, len: usize) -> Result<NonNull<u8>, AllocError>;
+
+    /// The offset of an address in this process that lies in the allocator's memory; `None` for any
+    /// other.
+    fn offset_of(&self, address: NonNull<u8>) -> Option<OffsetPointer>;
+
+    /// Bytes in blocks that are allocated now, each counted as long as it really is: 0 once
+    /// everything was freed. For leak checks; it may take a walk over the whole heap.
+    fn allocated_bytes(&self) -> u64;
+
+    /// Walks all there is and names each invariant that is broken.
+    fn check(&self) -> CheckReport;
+}
+
+/// An allocator that lives in its backend's own bytes, so that others can attach to it.
+pub trait ShmAllocator: Allocator + Sized {
+    /// What it is told at creation besides its identity.
+    type Options: Default;
+
+    /// Lays an allocator with the identity `id` out in `backend`, whose bytes must be zero.
+    ///
+    /// # Errors
+    /// [`SegmentError::Exists`] if an allocator stands there already, [`SegmentError::BadOption`]
+    /// for options out of range, [`SegmentError::Truncated`] if there is too little memory.
+    fn shm_init(
+        id: AllocatorId,
+        backend: Arc<dyn Backend>,
+        options: &Self::Options,
+    ) -> Result<Self, SegmentError>;
+
+    /// Validates the allocator that stands in `backend` and attaches to it.
+    ///
+    /// # Errors
+    /// [`SegmentError::Truncated`], [`SegmentError::Foreign`], [`SegmentError::LayoutVersion`] or
+    /// [`SegmentError::Corrupt`], by what was found.
+    fn shm_deserialize(backend: Arc<dyn Backend>) -> Result<Self, SegmentError>;
+}
+
+/// A kind of allocator, by the name that users write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum AllocatorKind {
+    /// A heap for each thread of each process, with lock-free frees between them.
+    #[default]
+    ThreadLocal,
+}
+
+impl fmt::Display for AllocatorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ThreadLocal => "thread-local",
+        })
+    }
+}
+
+impl FromStr for AllocatorKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        match word {
+            "thread-local" => Ok(Self::ThreadLocal),
+            other => Err(UnknownName {
+                what: "allocator",
+                found: other.to_owned(),
+                expected: "thread-local",
+            }),
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! Most blocks are of sizes that have a class of just their size, so that the balance can be written
 //! down: 1024 bytes (64 to a page), 32 KiB (16 to a medium page), 256 KiB (a run of four units).
 
-use hshm_memory::OnExit;
+use hshm_memory::{Allocator, OnExit};
 
 use super::process;
 use super::world::World;

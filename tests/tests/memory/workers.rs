@@ -1,6 +1,6 @@
 //! Worker slots: threads that come and go, and processes that fork.
 
-use hshm_memory::{AllocError, InitOptions, OffsetPointer};
+use hshm_memory::{AllocError, Allocator, InitOptions, OffsetPointer};
 use hshm_tests::process::Worker;
 use hshm_tests::segment::{Kind, TestSegment, VARIANTS};
 

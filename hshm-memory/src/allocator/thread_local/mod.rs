@@ -5,6 +5,7 @@ mod census;
 mod check;
 mod geometry;
 mod heap;
+mod interface;
 mod journal;
 mod layout;
 #[cfg(test)]
@@ -44,7 +45,7 @@ mod tests;
 
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -54,6 +55,7 @@ use self::layout::{MAGIC, UNIT_BYTES};
 use self::size_class::{GRANULE_BYTES, MEDIUM_MAX_BYTES, class_of, small_class_of};
 use self::view::{View, header_at};
 use self::words::SlotWord;
+use crate::allocator::Allocator;
 use crate::backend::{Backend, BackendError, BackendKind, PosixShmMmap, read_start};
 use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
@@ -412,6 +414,12 @@ impl ThreadLocalAllocator {
         (OffsetPointer::new(geometry.custom_header), len)
     }
 
+    /// Gives back the calling thread's slot now rather than when the thread ends. The next
+    /// operation claims one again.
+    pub fn detach_thread(&self) {
+        tls::detach_thread(self.key);
+    }
+
     #[cold]
     #[inline(never)]
     fn allocate_slow(
@@ -451,105 +459,6 @@ impl ThreadLocalAllocator {
         } else {
             tls::with_named(&self.inner, context, f)
         }
-    }
-}
-
-/// The operations that name the worker's slot, under the names that users of hermes-shm know.
-impl ThreadLocalAllocator {
-    /// Allocates `bytes` bytes through the slot that `context` names.
-    ///
-    /// # Errors
-    /// [`AllocError::BadContext`], and as [`ThreadLocalAllocator::allocate`].
-    pub fn allocate_offset(
-        &self,
-        context: MemContext,
-        bytes: usize,
-    ) -> Result<OffsetPointer, AllocError> {
-        self.aligned_allocate_offset(context, bytes, GRANULE_BYTES)
-    }
-
-    /// Allocates `bytes` bytes at a multiple of `align` through the slot that `context` names.
-    ///
-    /// # Errors
-    /// [`AllocError::BadContext`], and as [`ThreadLocalAllocator::aligned_allocate`].
-    pub fn aligned_allocate_offset(
-        &self,
-        context: MemContext,
-        bytes: usize,
-        align: usize,
-    ) -> Result<OffsetPointer, AllocError> {
-        let align = if align.is_power_of_two() { align.max(GRANULE_BYTES) } else { align };
-        self.allocate_slow(context, bytes, align)
-    }
-
-    /// Changes the size of the block at `pointer`, which is not null, through the slot that
-    /// `context` names.
-    ///
-    /// # Safety
-    /// As [`ThreadLocalAllocator::reallocate`].
-    ///
-    /// # Errors
-    /// [`AllocError::BadContext`], and as [`ThreadLocalAllocator::reallocate`].
-    pub unsafe fn reallocate_offset_no_null_check(
-        &self,
-        context: MemContext,
-        pointer: OffsetPointer,
-        bytes: usize,
-    ) -> Result<OffsetPointer, AllocError> {
-        let offset = pointer.offset_bytes();
-        let (in_place, old_bytes) = self.with_context(context, |heap| {
-            Ok((heap.resize(offset, bytes)?, heap.usable_bytes(offset)?))
-        })?;
-        if in_place {
-            return Ok(pointer);
-        }
-        let kept = usize::try_from(old_bytes).unwrap_or(usize::MAX).min(bytes);
-        let new = self.allocate_offset(context, bytes)?;
-        let (from, to) = (self.resolve(pointer, kept)?, self.resolve(new, kept)?);
-        // SAFETY: [mapped] both ranges were resolved; [owned] both blocks are the caller's. Where
-        // somebody scribbled on the segment they may overlap, which this allows.
-        unsafe { ptr::copy(from.as_ptr(), to.as_ptr(), kept) };
-        // SAFETY: the caller gives the old block up.
-        unsafe { self.free_offset_no_null_check(context, pointer) }?;
-        Ok(new)
-    }
-
-    /// Frees the block at `pointer`, which is not null, through the slot that `context` names.
-    ///
-    /// # Safety
-    /// As [`ThreadLocalAllocator::free`].
-    ///
-    /// # Errors
-    /// [`AllocError::BadContext`], and as [`ThreadLocalAllocator::free`].
-    pub unsafe fn free_offset_no_null_check(
-        &self,
-        context: MemContext,
-        pointer: OffsetPointer,
-    ) -> Result<(), AllocError> {
-        self.free_slow(context, pointer)
-    }
-
-    /// Claims a slot that no thread uses by itself, for operations that are given the context
-    /// returned. Threads that use it at once wait for one another.
-    ///
-    /// # Errors
-    /// [`AllocError::NoWorkerSlot`] or [`AllocError::Backend`].
-    pub fn create_tls(&self) -> Result<MemContext, AllocError> {
-        tls::create_named(&self.inner)
-    }
-
-    /// Gives back a slot that [`ThreadLocalAllocator::create_tls`] claimed.
-    ///
-    /// # Errors
-    /// [`AllocError::BadContext`] if it names no such slot.
-    pub fn free_tls(&self, context: MemContext) -> Result<(), AllocError> {
-        tls::free_named(&self.inner, context)
-    }
-
-    /// Gives back the calling thread's slot now rather than when the thread ends. The next
-    /// operation claims one again.
-    pub fn detach_thread(&self) {
-        tls::detach_thread(self.key);
     }
 }
 

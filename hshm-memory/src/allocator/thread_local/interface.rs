@@ -1,0 +1,125 @@
+//! The operations that every allocator has, which name the worker's slot.
+
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use super::size_class::GRANULE_BYTES;
+use super::{ThreadLocalAllocator, tls};
+use crate::allocator::{Allocator, AllocatorKind, ShmAllocator};
+use crate::backend::Backend;
+use crate::context::MemContext;
+use crate::error::{AllocError, SegmentError};
+use crate::options::InitOptions;
+use crate::pointer::{AllocatorId, OffsetPointer};
+use crate::report::CheckReport;
+
+// SAFETY: [owned] a block is popped from a page that belongs to the caller's slot, or is a run of
+// units that the caller claimed, so no other has it (I1, I3); both are cut as long and as aligned as
+// asked for; [mapped] `resolve` checks bounds against the mapping, which lives as long as the view.
+unsafe impl Allocator for ThreadLocalAllocator {
+    fn kind(&self) -> AllocatorKind {
+        AllocatorKind::ThreadLocal
+    }
+
+    fn id(&self) -> AllocatorId {
+        self.id()
+    }
+
+    fn backend(&self) -> Option<&Arc<dyn Backend>> {
+        Some(self.backend())
+    }
+
+    fn custom_header(&self) -> (OffsetPointer, usize) {
+        self.custom_header()
+    }
+
+    fn allocate_offset(
+        &self,
+        context: MemContext,
+        bytes: usize,
+    ) -> Result<OffsetPointer, AllocError> {
+        self.aligned_allocate_offset(context, bytes, GRANULE_BYTES)
+    }
+
+    fn aligned_allocate_offset(
+        &self,
+        context: MemContext,
+        bytes: usize,
+        align: usize,
+    ) -> Result<OffsetPointer, AllocError> {
+        let align = if align.is_power_of_two() { align.max(GRANULE_BYTES) } else { align };
+        self.allocate_slow(context, bytes, align)
+    }
+
+    unsafe fn reallocate_offset_no_null_check(
+        &self,
+        context: MemContext,
+        pointer: OffsetPointer,
+        bytes: usize,
+    ) -> Result<OffsetPointer, AllocError> {
+        let offset = pointer.offset_bytes();
+        let (in_place, old_bytes) = self.with_context(context, |heap| {
+            Ok((heap.resize(offset, bytes)?, heap.usable_bytes(offset)?))
+        })?;
+        if in_place {
+            return Ok(pointer);
+        }
+        let kept = usize::try_from(old_bytes).unwrap_or(usize::MAX).min(bytes);
+        let new = self.allocate_offset(context, bytes)?;
+        let (from, to) = (self.resolve(pointer, kept)?, self.resolve(new, kept)?);
+        // SAFETY: [mapped] both ranges were resolved; [owned] both blocks are the caller's. Where
+        // somebody scribbled on the segment they may overlap, which this allows.
+        unsafe { ptr::copy(from.as_ptr(), to.as_ptr(), kept) };
+        // SAFETY: the caller gives the old block up.
+        unsafe { self.free_offset_no_null_check(context, pointer) }?;
+        Ok(new)
+    }
+
+    unsafe fn free_offset_no_null_check(
+        &self,
+        context: MemContext,
+        pointer: OffsetPointer,
+    ) -> Result<(), AllocError> {
+        self.free_slow(context, pointer)
+    }
+
+    fn create_tls(&self) -> Result<MemContext, AllocError> {
+        tls::create_named(&self.inner)
+    }
+
+    fn free_tls(&self, context: MemContext) -> Result<(), AllocError> {
+        tls::free_named(&self.inner, context)
+    }
+
+    fn resolve(&self, pointer: OffsetPointer, len: usize) -> Result<NonNull<u8>, AllocError> {
+        self.resolve(pointer, len)
+    }
+
+    fn offset_of(&self, address: NonNull<u8>) -> Option<OffsetPointer> {
+        self.offset_of(address)
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.report().allocated_bytes
+    }
+
+    fn check(&self) -> CheckReport {
+        self.check()
+    }
+}
+
+impl ShmAllocator for ThreadLocalAllocator {
+    type Options = InitOptions;
+
+    fn shm_init(
+        id: AllocatorId,
+        backend: Arc<dyn Backend>,
+        options: &InitOptions,
+    ) -> Result<Self, SegmentError> {
+        Self::shm_init(id, backend, options)
+    }
+
+    fn shm_deserialize(backend: Arc<dyn Backend>) -> Result<Self, SegmentError> {
+        Self::shm_deserialize(backend)
+    }
+}
