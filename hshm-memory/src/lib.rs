@@ -57,6 +57,7 @@ mod pointer;
 mod process;
 pub mod report;
 mod sync;
+mod typed;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use allocator::{Allocator, AllocatorKind, ShmAllocator};
@@ -67,3 +68,16 @@ pub use options::{InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
 pub use process::ProcessId;
 pub use report::{CheckReport, HeapReport, RecoveryReport};
+pub use typed::{ShmBox, TypedAllocator};
+
+/// A heap for the examples in this crate's documentation.
+#[doc(hidden)]
+#[must_use]
+#[allow(clippy::missing_panics_doc, reason = "an example that cannot go on fails")]
+#[allow(clippy::unwrap_used, reason = "an example that cannot go on fails")]
+pub fn doc_heap() -> ThreadLocalAllocator {
+    let backend = MemfdMmap::create("example", 16 << 20, 16 << 20).unwrap();
+    let backend = std::sync::Arc::new(backend);
+    ThreadLocalAllocator::shm_init(AllocatorId::new(0, 1), backend, &InitOptions::default())
+        .unwrap()
+}

@@ -113,25 +113,25 @@ impl Pointer {
 /// Only this process may use the address, and only while it has the segment mapped; it is never
 /// stored in shared memory.
 #[derive(Debug)]
-pub struct FullPtr<T> {
+pub struct FullPtr<T: ?Sized> {
     /// Where the block is in this process's address space.
     pub address: NonNull<T>,
     /// Where the block is for everybody.
     pub shared: Pointer,
 }
 
-impl<T> Clone for FullPtr<T> {
+impl<T: ?Sized> Clone for FullPtr<T> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<T> Copy for FullPtr<T> {}
+impl<T: ?Sized> Copy for FullPtr<T> {}
 
-impl<T> PartialEq for FullPtr<T> {
+impl<T: ?Sized> PartialEq for FullPtr<T> {
     fn eq(&self, other: &Self) -> bool {
         self.shared == other.shared
     }
 }
 
-impl<T> Eq for FullPtr<T> {}
+impl<T: ?Sized> Eq for FullPtr<T> {}
