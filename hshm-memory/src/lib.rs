@@ -52,6 +52,7 @@ mod context;
 #[doc(hidden)]
 pub mod crash;
 mod error;
+mod manager;
 mod options;
 mod pointer;
 mod process;
@@ -64,6 +65,7 @@ pub use allocator::{Allocator, AllocatorKind, ShmAllocator};
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
+pub use manager::{InitBackend, ManagerError, MemoryBackendId, MemoryManager, memory_manager};
 pub use options::{InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
 pub use process::ProcessId;

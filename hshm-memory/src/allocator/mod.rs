@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::thread_local::segment_capacity;
 use crate::backend::Backend;
 use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};

@@ -180,7 +180,7 @@ impl SharedMapping {
 }
 
 /// The length of a file, as the kernel has it.
-pub(super) fn file_len(file: BorrowedFd<'_>) -> Result<u64, BackendError> {
+pub(crate) fn file_len(file: BorrowedFd<'_>) -> Result<u64, BackendError> {
     let stat = fstat(file).map_err(|errno| BackendError::system("cannot stat a segment", errno))?;
     Ok(u64::try_from(stat.st_size).unwrap_or(0))
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::fault::survive_truncation;
-pub(crate) use self::mapping::read_start;
+pub(crate) use self::mapping::{file_len, read_start};
 pub use self::memfd::MemfdMmap;
 pub use self::name::{MAX_NAME_BYTES, validate_name};
 pub use self::posix_shm::PosixShmMmap;
@@ -179,6 +179,14 @@ pub enum BackendError {
     NotSharedMemory {
         /// What is wrong.
         why: &'static str,
+    },
+    /// The memory is one process's own.
+    #[error(
+        "{kind} memory belongs to the process that made it: nobody can attach to it; share a posix-shm or memfd backend instead"
+    )]
+    NotShared {
+        /// The kind of the backend.
+        kind: BackendKind,
     },
     /// No memory is left where this backend takes it from.
     #[error(

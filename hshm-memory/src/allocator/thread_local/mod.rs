@@ -191,7 +191,7 @@ impl ThreadLocalAllocator {
     /// As [`ThreadLocalAllocator::shm_deserialize`], and [`SegmentError::Backend`] if the file is
     /// no shared memory of this kind.
     pub fn open_fd(kind: BackendKind, file: OwnedFd) -> Result<Self, SegmentError> {
-        let capacity = capacity_of(&file)?;
+        let capacity = segment_capacity(&file)?;
         Self::shm_deserialize(kind.open_fd(file, capacity)?)
     }
 
@@ -557,7 +557,7 @@ impl fmt::Debug for ThreadLocalAllocator {
 
 /// The capacity that the header of the segment in `file` claims; everything about it is validated
 /// again once it is mapped.
-fn capacity_of(file: &OwnedFd) -> Result<u64, SegmentError> {
+pub(crate) fn segment_capacity(file: &OwnedFd) -> Result<u64, SegmentError> {
     let mut start = [0; 32];
     let read = read_start(file.as_fd(), &mut start)
         .map_err(|source| BackendError::System { what: "cannot read the segment", source })?;
