@@ -8,5 +8,6 @@
 mod bad_input;
 mod client;
 mod commands;
+mod doctor;
 mod harness;
 mod terminal;

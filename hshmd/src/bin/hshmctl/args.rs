@@ -75,6 +75,9 @@ pub(crate) enum Command {
         /// The segment
         name: String,
     },
+    /// Look for what stands in hshm's way on this machine, with advice (exit code 3 if something
+    /// must be mended)
+    Doctor,
     /// Share the files under a directory among processes, kill one of them, and check the outcome
     Demo(DemoArgs),
     /// A process of the demo

@@ -9,7 +9,7 @@ pub(crate) enum Exit {
     Success,
     /// It did not.
     Failed,
-    /// `check` did its work, and found violations.
+    /// `check` or `doctor` did its work, and found something broken.
     Violations,
     /// A signal, of this number, ended it early.
     Interrupted(u8),
@@ -21,7 +21,7 @@ Exit codes:
   0    success
   1    the request failed; one line on standard error says why and what to do
   2    wrong usage
-  3    check found violations
+  3    check found violations, or doctor a problem
   130  interrupted (by SIGINT; 128 + the signal's number in general)";
 
 impl From<Exit> for ExitCode {

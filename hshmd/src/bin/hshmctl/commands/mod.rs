@@ -3,6 +3,7 @@
 mod check;
 mod create;
 mod destroy;
+mod doctor;
 mod grow;
 mod inspect;
 mod list;
@@ -26,6 +27,7 @@ pub(crate) fn run(args: &Args, ui: &mut Ui) -> Result<Exit> {
         Command::Demo(demo) => return demo::run(demo, ui),
         Command::DemoPart(part) => return demo::run_part(part).map(|()| Exit::Success),
         Command::Check { name } => return check::run(&connect(args)?, name, ui),
+        Command::Doctor => return doctor::run(connect(args), ui),
         Command::Status => status::run(&connect(args)?, ui),
         Command::List => list::run(&connect(args)?, ui),
         Command::Create(create) => create::run(&connect(args)?, create, ui),
