@@ -57,6 +57,7 @@ mod options;
 mod pointer;
 mod process;
 pub mod report;
+pub mod robust;
 mod sync;
 mod typed;
 

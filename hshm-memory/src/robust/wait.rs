@@ -1,0 +1,66 @@
+//! Waiting for another thread, which may be another process's: the one place where a lock in shared
+//! memory leaves the processor to others.
+
+use std::time::Duration;
+
+use crate::sync::AtomicU32;
+
+/// Offers the processor to whoever else is ready.
+pub(super) fn turn() {
+    #[cfg(not(hshm_loom))]
+    std::thread::yield_now();
+    #[cfg(hshm_loom)]
+    loom::thread::yield_now();
+}
+
+/// Sleeps as long as `word` is `expected`, until somebody wakes this thread, or for `timeout`. It may
+/// wake up for no reason.
+#[cfg(all(target_os = "linux", not(hshm_loom)))]
+pub(super) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
+    use std::ptr;
+
+    let time = libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // Not FUTEX_PRIVATE_FLAG: other processes wake this one.
+    // SAFETY: [ffi] the word and the time live during the call; the kernel only reads both.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            libc::FUTEX_WAIT,
+            expected,
+            &raw const time,
+            ptr::null::<u32>(),
+            0,
+        )
+    };
+    let error = if result == 0 { 0 } else { nix::errno::Errno::last_raw() };
+    // Where the kernel does not let anybody wait here, time must pass all the same.
+    if ![0, libc::ETIMEDOUT, libc::EAGAIN, libc::EINTR].contains(&error) {
+        std::thread::sleep(timeout.min(Duration::from_millis(1)));
+    }
+}
+
+/// Wakes one of those who sleep on `word`.
+#[cfg(all(target_os = "linux", not(hshm_loom)))]
+pub(super) fn wake_one(word: &AtomicU32) {
+    // SAFETY: [ffi] only the word's address is used, not its bytes.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
+}
+
+/// Where there is no futex that processes share: a short sleep.
+#[cfg(all(not(target_os = "linux"), not(hshm_loom)))]
+pub(super) fn sleep_on(_: &AtomicU32, _: u32, timeout: Duration) {
+    std::thread::sleep(timeout.min(Duration::from_millis(1)));
+}
+
+#[cfg(hshm_loom)]
+pub(super) fn sleep_on(_: &AtomicU32, _: u32, _: Duration) {
+    loom::thread::yield_now();
+}
+
+/// Nobody sleeps for long.
+#[cfg(any(not(target_os = "linux"), hshm_loom))]
+pub(super) fn wake_one(_: &AtomicU32) {}
