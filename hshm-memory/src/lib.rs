@@ -59,6 +59,7 @@ mod process;
 pub mod report;
 pub mod robust;
 mod sync;
+pub mod thread_model;
 mod typed;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};

@@ -11,6 +11,7 @@ use super::walk::{Fault, Met};
 use super::words::{Kind, List, SlotState, Tag, unit_start};
 use crate::report::{CheckReport, Violation};
 use crate::sync::Ordering;
+use crate::thread_model;
 
 /// How often a page is looked at again that others are at work on.
 const LOOKS: usize = 64;
@@ -133,7 +134,7 @@ impl Checker<'_> {
                 break;
             }
             self.patience -= 1;
-            std::thread::yield_now();
+            thread_model::pause();
         }
         self.last_body = (unit, settled);
         if !settled {
@@ -192,7 +193,7 @@ impl Checker<'_> {
             // A list that others change while it is followed may look broken; one that nobody
             // changes stays so.
             faults = if now == seen { faults } else { 0 };
-            std::thread::yield_now();
+            thread_model::pause();
             seen = now;
             (met, result) = self.follow(unit, seen);
             faults += u32::from(result.is_err());

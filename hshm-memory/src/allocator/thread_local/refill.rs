@@ -12,6 +12,7 @@ use crate::backend::{BASE_ALIGN, BackendError};
 use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::sync::Ordering;
+use crate::thread_model;
 
 /// Ownerless pages that are looked at for one of the right class before units are claimed.
 const ADOPTION_LOOKS: usize = 64;
@@ -329,9 +330,10 @@ impl Heap {
         });
         let claimed = claimed.or_else(|| {
             self.view.header().pressure.fetch_add(1, Ordering::Relaxed);
-            // Give the others a moment to let go of what they only keep.
+            // Give the others a moment to let go of what they only keep. This heap is in use
+            // meanwhile, so no user-level thread that shares it may run.
             (0..PRESSURE_LOOKS).find_map(|_| {
-                std::thread::yield_now();
+                thread_model::pause_os_thread();
                 try_once()
             })
         });

@@ -17,6 +17,7 @@ use super::{Inner, slots};
 use crate::context::MemContext;
 use crate::error::AllocError;
 use crate::options::OnExit;
+use crate::thread_model;
 
 thread_local! {
     /// The heap that this thread used last. No destructor, so that reading it is one access.
@@ -127,10 +128,8 @@ fn claim(inner: &Inner) -> Result<Arc<Heap>, AllocError> {
     watch_forks();
     let process = inner.process()?;
     let id = slots::claim(&inner.view, process)?;
-    // SAFETY: [ffi] no argument, and the call always succeeds.
-    let thread = unsafe { libc::gettid() };
-    let slot = inner.view.slot(id);
-    slot.thread.store(thread.cast_unsigned(), crate::sync::Ordering::Relaxed);
+    let thread = thread_model::os_thread_number();
+    inner.view.slot(id).thread.store(thread, crate::sync::Ordering::Relaxed);
     let heap = Arc::new(Heap::new(inner.key, Arc::clone(&inner.view), id, generation()));
     if inner.view.on_exit() == OnExit::Reclaim {
         heap.find_pages();
@@ -243,7 +242,7 @@ impl<'h> Turn<'h> {
     fn wait(named: &'h NamedHeap) -> Self {
         // ORDER: Acquire pairs with the Release at the end of the turn before.
         while named.busy.swap(true, Ordering::Acquire) {
-            std::thread::yield_now();
+            thread_model::pause();
         }
         Self(named)
     }

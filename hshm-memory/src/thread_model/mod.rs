@@ -1,0 +1,354 @@
+//! Thread models: what a thread is, how it waits, and where it keeps what is its own.
+//!
+//! The model is chosen when the library is compiled: the operating system's threads by default.
+//! [`thread_model`] returns it, and [`ThreadModel::kind`] says at run time which it is.
+//! Whatever waits inside the library waits through the model.
+//!
+//! # Examples
+//! ```
+//! use hshm_memory::thread_model::{ThreadModel, ThreadModelKind, thread_model};
+//!
+//! let model = thread_model();
+//! # #[cfg(all(unix, not(feature = "argobots")))]
+//! assert_eq!(model.kind(), ThreadModelKind::Pthreads);
+//! let here = model.get_tid();
+//! let there = std::thread::spawn(|| thread_model().get_tid()).join().expect("a thread id");
+//! assert_ne!(here, there);
+//! ```
+
+#[cfg(unix)]
+mod pthreads;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::c_void;
+use std::fmt;
+use std::io;
+use std::marker::PhantomData;
+use std::str::FromStr;
+use std::time::Duration;
+
+#[cfg(unix)]
+use self::pthreads as os;
+#[cfg(unix)]
+pub use self::pthreads::Pthreads;
+use crate::options::UnknownName;
+
+/// The thread model of this build.
+#[cfg(unix)]
+pub type DefaultThreadModel = Pthreads;
+
+#[cfg(unix)]
+static MODEL: DefaultThreadModel = Pthreads;
+
+/// The process's thread model.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::thread_model::{ThreadModel, thread_model};
+///
+/// println!("threads are {}", thread_model().kind());
+/// ```
+#[must_use]
+pub fn thread_model() -> &'static DefaultThreadModel {
+    &MODEL
+}
+
+/// What a library that waits, and keeps something for each thread, asks of threads.
+pub trait ThreadModel: Send + Sync + fmt::Debug {
+    /// Which model this is.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::thread_model::{ThreadModel, ThreadModelKind, thread_model};
+    ///
+    /// match thread_model().kind() {
+    ///     ThreadModelKind::Argobots => println!("user-level threads"),
+    ///     other => println!("threads of the operating system: {other}"),
+    /// }
+    /// ```
+    fn kind(&self) -> ThreadModelKind;
+
+    /// Lets others run for at least `microseconds`, and then goes on.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// let before = Instant::now();
+    /// thread_model().sleep_for_us(200);
+    /// assert!(before.elapsed() >= Duration::from_micros(200));
+    /// ```
+    fn sleep_for_us(&self, microseconds: u64);
+
+    /// Lets another thread run, if there is one that waits for the processor.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::sync::atomic::{AtomicBool, Ordering};
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// static READY: AtomicBool = AtomicBool::new(false);
+    /// let other = std::thread::spawn(|| READY.store(true, Ordering::Release));
+    /// while !READY.load(Ordering::Acquire) {
+    ///     thread_model().yield_now();
+    /// }
+    /// # other.join().expect("a thread that stores");
+    /// ```
+    fn yield_now(&self);
+
+    /// Makes a key under which each thread keeps a pointer of its own, at first null; the calling
+    /// thread's is `data`. Nothing is done with the pointers when a thread ends.
+    ///
+    /// # Errors
+    /// [`ThreadModelError::Storage`] if there are no more keys, or no memory.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// let model = thread_model();
+    /// let mut mine = 7;
+    /// let key = model.create_tls(&raw mut mine)?;
+    /// assert_eq!(model.get_tls(&key), &raw mut mine);
+    /// std::thread::scope(|scope| {
+    ///     scope.spawn(|| assert!(model.get_tls(&key).is_null()));
+    /// });
+    /// # Ok::<(), hshm_memory::thread_model::ThreadModelError>(())
+    /// ```
+    fn create_tls<T>(&self, data: *mut T) -> Result<ThreadLocalKey<T>, ThreadModelError>;
+
+    /// The same, with a function to be called for each thread that ends while its pointer is not
+    /// null. The pointer is null by then. It is called by the thread itself, but for a user-level
+    /// one: then by the thread that frees it. A thread that never ends (the process does before),
+    /// and a key that is dropped first, leave the pointers as they are.
+    ///
+    /// # Safety
+    /// The destructor can be called with `data`, and with every pointer that is ever set under this
+    /// key, when the thread that set it ends and by another one; until then, what it needs lives.
+    ///
+    /// # Errors
+    /// As [`ThreadModel::create_tls`].
+    ///
+    /// # Examples
+    /// ```
+    /// use std::ptr;
+    /// use std::sync::atomic::{AtomicU32, Ordering};
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// static ENDED: AtomicU32 = AtomicU32::new(0);
+    /// unsafe extern "C" fn ended(scratch: *mut u64) {
+    ///     // SAFETY: only boxes are set, each once.
+    ///     drop(unsafe { Box::from_raw(scratch) });
+    ///     ENDED.fetch_add(1, Ordering::Relaxed);
+    /// }
+    /// let model = thread_model();
+    /// // SAFETY: only boxes are set, and `ended` frees them.
+    /// let key = unsafe { model.create_tls_with_destructor(ptr::null_mut(), ended) }?;
+    /// std::thread::scope(|scope| {
+    ///     // A scope waits for what its threads do, not for what is done when they end.
+    ///     let work = scope.spawn(|| model.set_tls(&key, Box::into_raw(Box::new(5))));
+    ///     work.join().expect("it did not panic")
+    /// })?;
+    /// assert_eq!(ENDED.load(Ordering::Relaxed), 1);
+    /// # Ok::<(), hshm_memory::thread_model::ThreadModelError>(())
+    /// ```
+    unsafe fn create_tls_with_destructor<T>(
+        &self,
+        data: *mut T,
+        destructor: unsafe extern "C" fn(*mut T),
+    ) -> Result<ThreadLocalKey<T>, ThreadModelError>;
+
+    /// The calling thread's pointer under `key`; null if it never set one.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// let mut mine = String::from("mine");
+    /// let key = thread_model().create_tls(&raw mut mine)?;
+    /// // SAFETY: the pointer is the one given, and the string is this thread's.
+    /// assert_eq!(unsafe { &*thread_model().get_tls(&key) }, "mine");
+    /// # Ok::<(), hshm_memory::thread_model::ThreadModelError>(())
+    /// ```
+    fn get_tls<T>(&self, key: &ThreadLocalKey<T>) -> *mut T;
+
+    /// Sets the calling thread's pointer under `key`. The one before is forgotten.
+    ///
+    /// # Errors
+    /// [`ThreadModelError::Storage`] if there is no memory for it.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::thread_model::{ThreadModel, thread_model};
+    ///
+    /// let (mut first, mut second) = (1, 2);
+    /// let key = thread_model().create_tls(&raw mut first)?;
+    /// thread_model().set_tls(&key, &raw mut second)?;
+    /// assert_eq!(thread_model().get_tls(&key), &raw mut second);
+    /// # Ok::<(), hshm_memory::thread_model::ThreadModelError>(())
+    /// ```
+    fn set_tls<T>(&self, key: &ThreadLocalKey<T>, data: *mut T) -> Result<(), ThreadModelError>;
+
+    /// The calling thread's number, unlike that of any other thread of the process that is alive.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::thread_model::{ThreadId, ThreadModel, thread_model};
+    ///
+    /// assert_ne!(thread_model().get_tid(), ThreadId::NULL);
+    /// ```
+    fn get_tid(&self) -> ThreadId;
+}
+
+/// Lets others run: for the loops of this library that wait for another thread or process. Under
+/// user-level threads the caller may go on in another thread of the operating system, so it holds
+/// no reference into thread-local storage, and no heap that is its thread's, across this.
+pub(crate) fn pause() {
+    thread_model().yield_now();
+}
+
+/// The same for at least `time`.
+#[allow(dead_code, reason = "for waits longer than a turn, as of locks between processes")]
+pub(crate) fn sleep(time: Duration) {
+    thread_model().sleep_for_us(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+}
+
+/// Gives up the processor without letting another user-level thread run in this thread of the
+/// operating system: for the few places that wait while they hold what is the thread's own. What
+/// they wait for must not depend on such another one, and the wait must be bounded.
+pub(crate) fn pause_os_thread() {
+    std::thread::yield_now();
+}
+
+/// The number of the operating system's thread that runs, cut to 32 bits: for people to read.
+pub(crate) fn os_thread_number() -> u32 {
+    #[allow(clippy::cast_possible_truncation, reason = "as said")]
+    let number = os::thread_number() as u32;
+    number
+}
+
+/// A thread model, by the name that users write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ThreadModelKind {
+    /// Threads of POSIX systems.
+    Pthreads,
+    /// Threads of Windows.
+    Windows,
+    /// User-level threads of Argobots, as in the Mochi framework.
+    Argobots,
+    /// Threads of a CUDA device. Named only, so far.
+    Cuda,
+    /// Threads of a ROCm device. Named only, so far.
+    Rocm,
+}
+
+impl ThreadModelKind {
+    const ALL: [Self; 5] = [Self::Pthreads, Self::Windows, Self::Argobots, Self::Cuda, Self::Rocm];
+}
+
+impl fmt::Display for ThreadModelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pthreads => "pthreads",
+            Self::Windows => "windows",
+            Self::Argobots => "argobots",
+            Self::Cuda => "cuda",
+            Self::Rocm => "rocm",
+        })
+    }
+}
+
+impl FromStr for ThreadModelKind {
+    type Err = UnknownName;
+
+    fn from_str(word: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|kind| kind.to_string() == word);
+        found.ok_or_else(|| UnknownName {
+            what: "thread model",
+            found: word.to_owned(),
+            expected: "pthreads, windows, argobots, cuda or rocm",
+        })
+    }
+}
+
+/// A thread's number; what counts it says among which threads it is unique.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::thread_model::ThreadId;
+///
+/// assert!(ThreadId::NULL.is_null());
+/// assert!(!ThreadId::new(7).is_null());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ThreadId(u64);
+
+impl ThreadId {
+    /// No thread in particular.
+    pub const NULL: Self = Self(0);
+
+    /// The thread with this number.
+    #[must_use]
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    #[must_use]
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+
+    /// Whether it names no thread in particular.
+    #[must_use]
+    pub const fn is_null(self) -> bool {
+        self.0 == 0
+    }
+}
+
+impl fmt::Display for ThreadId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// A name for a place in each thread's storage that holds a `*mut T`. Dropping it gives the name
+/// back and forgets the pointers.
+pub struct ThreadLocalKey<T> {
+    os: os::Key,
+    /// Each thread has a pointer of its own here; the key itself has none.
+    pointers: PhantomData<fn(*mut T) -> *mut T>,
+}
+
+impl<T> fmt::Debug for ThreadLocalKey<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ThreadLocalKey").field(&self.os).finish()
+    }
+}
+
+/// What runs when a thread ends, whatever type it is for.
+type Destructor = unsafe extern "C" fn(*mut c_void);
+
+/// A destructor without its type.
+fn untyped<T>(destructor: unsafe extern "C" fn(*mut T)) -> Destructor {
+    // SAFETY: [ffi] the two differ in what their argument, a thin pointer, points to: Rust calls
+    // such functions alike.
+    unsafe { std::mem::transmute::<unsafe extern "C" fn(*mut T), Destructor>(destructor) }
+}
+
+/// Why a thread model could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ThreadModelError {
+    /// Thread-local storage could not be had.
+    #[error("{what}: {source}; drop keys that nobody needs any more")]
+    Storage {
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+}
