@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use hshmd::DaemonError;
 use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
 
@@ -54,6 +54,9 @@ struct Arguments {
     /// Check the settings and exit
     #[arg(long)]
     check_config: bool,
+    /// Print the manual page, in troff, and exit
+    #[arg(long, exclusive = true)]
+    manual: bool,
     /// Destroy all segments when the daemon stops
     #[arg(long)]
     ephemeral: bool,
@@ -67,6 +70,12 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if arguments.manual {
+        let manual = clap_mangen::Man::new(Arguments::command()).section("8");
+        // Whoever closed the output has read enough.
+        let _ = manual.render(&mut std::io::stdout().lock());
+        return ExitCode::SUCCESS;
+    }
     let check_config = arguments.check_config;
     match configure(arguments) {
         Ok(_) if check_config => ExitCode::SUCCESS,

@@ -10,4 +10,5 @@ mod client;
 mod commands;
 mod doctor;
 mod harness;
+mod paper;
 mod terminal;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 use hshm_client::{AllocatorKind, BackendKind, OnExit};
 use hshmd::size::parse_size;
 
@@ -11,6 +12,12 @@ use crate::exit::EXIT_CODES;
 
 const SIZES: &str = "Sizes are in bytes, or with a unit of K, M, G or T, which are powers of 1024: \
                      1G = 1GiB = 1073741824.";
+
+const COMPLETIONS: &str =
+    "For this shell alone: source <(hshmctl completions bash). For good, write them to
+  bash  ~/.local/share/bash-completion/completions/hshmctl
+  zsh   a file _hshmctl in a directory of $fpath
+  fish  ~/.config/fish/completions/hshmctl.fish";
 
 /// Looks at and changes the shared-memory segments of an hshmd.
 #[derive(Debug, Parser)]
@@ -80,6 +87,17 @@ pub(crate) enum Command {
     Doctor,
     /// Share the files under a directory among processes, kill one of them, and check the outcome
     Demo(DemoArgs),
+    /// Print what a shell needs to complete hshmctl's command lines
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages of hshmctl and its commands
+    Manual {
+        /// Where to: a directory that exists
+        directory: PathBuf,
+    },
     /// A process of the demo
     #[command(hide = true)]
     DemoPart(PartArgs),

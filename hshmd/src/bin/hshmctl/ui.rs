@@ -71,6 +71,12 @@ impl Ui {
         Ok(())
     }
 
+    /// Writes text as it is, which a program reads in any case.
+    pub(crate) fn text(&mut self, text: &[u8]) -> Result<()> {
+        self.out.write_all(text).map_err(Unwritable)?;
+        Ok(())
+    }
+
     /// Writes a line.
     pub(crate) fn line(&mut self, line: impl fmt::Display) -> Result<()> {
         writeln!(self.out, "{line}").map_err(Unwritable)?;

@@ -1,12 +1,14 @@
 //! One module for each thing that the daemon is asked.
 
 mod check;
+mod completions;
 mod create;
 mod destroy;
 mod doctor;
 mod grow;
 mod inspect;
 mod list;
+mod manual;
 mod sessions;
 mod status;
 
@@ -26,6 +28,8 @@ pub(crate) fn run(args: &Args, ui: &mut Ui) -> Result<Exit> {
     match &args.command {
         Command::Demo(demo) => return demo::run(demo, ui),
         Command::DemoPart(part) => return demo::run_part(part).map(|()| Exit::Success),
+        Command::Completions { shell } => return completions::run(*shell, ui),
+        Command::Manual { directory } => return manual::run(directory, ui),
         Command::Check { name } => return check::run(&connect(args)?, name, ui),
         Command::Doctor => return doctor::run(connect(args), ui),
         Command::Status => status::run(&connect(args)?, ui),
