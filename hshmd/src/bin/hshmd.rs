@@ -16,7 +16,8 @@ Defaults:
                 variable), state directory $XDG_STATE_HOME/hshm (~/.local/state/hshm)
   HSHM_SOCKET   overrides the default socket, here and for clients
 
-Configuration file (TOML; every key may be left out; options go first):
+Configuration file (TOML; every key may be left out; options go first, then what files in the
+directory FILE.d say, the last by name before the others, then FILE):
   socket = \"/run/hshm/hshmd.sock\"
   socket_mode = 0o660             # who may connect; 0o600 for a user's daemon
   socket_group = \"hshm\"           # and the group that this is about

@@ -1,17 +1,15 @@
 //! What the daemon is told: by options, by a file, and by default, in this order of precedence.
 
-use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+mod file;
+
+use std::path::PathBuf;
 use std::time::Duration;
 
 use hshm_proto::Environment;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, Visitor};
 
+pub use self::file::FileConfig;
 use crate::error::DaemonError;
-use crate::size::parse_size;
 
 /// Everything that the daemon can be told, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,146 +160,5 @@ pub struct Overrides {
     pub log_level: Option<String>,
 }
 
-/// What the configuration file says; every key may be left out.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FileConfig {
-    socket: Option<PathBuf>,
-    socket_mode: Option<OctalMode>,
-    socket_group: Option<String>,
-    state_dir: Option<PathBuf>,
-    remove_on_shutdown: Option<bool>,
-    sweep_interval_ms: Option<Interval>,
-    #[serde(default)]
-    limits: FileLimits,
-    #[serde(default)]
-    log: FileLog,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileLimits {
-    max_segments: Option<u64>,
-    max_segment_bytes: Option<Size>,
-    max_total_bytes: Option<Size>,
-    max_sessions: Option<usize>,
-}
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct FileLog {
-    format: Option<LogFormat>,
-    level: Option<String>,
-}
-
-impl FileConfig {
-    /// Reads a configuration file.
-    ///
-    /// # Errors
-    /// [`DaemonError::Config`] if it cannot be read, or says something that is not understood.
-    pub fn read(path: &Path) -> Result<Self, DaemonError> {
-        let text = fs::read_to_string(path).map_err(|error| DaemonError::Config {
-            path: path.to_path_buf(),
-            why: error.to_string(),
-        })?;
-        let file: Self = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map(|span| {
-                let before = text.get(..span.start).unwrap_or_default();
-                format!("line {}: ", before.matches('\n').count() + 1)
-            });
-            DaemonError::Config {
-                path: path.to_path_buf(),
-                why: format!("{}{}", line.unwrap_or_default(), error.message()),
-            }
-        })?;
-        if let Some(level) = &file.log.level {
-            crate::logging::parse_level(level)?;
-        }
-        Ok(file)
-    }
-}
-
-/// Permission bits, as the TOML integer `0o660` or the text `"0660"`.
-#[derive(Clone, Copy, Debug)]
-struct OctalMode(u32);
-
-impl FromStr for OctalMode {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let digits = text.strip_prefix("0o").unwrap_or(text);
-        u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777).map(Self).ok_or_else(
-            || format!("{text:?} is no mode: write three octal digits, such as \"0660\""),
-        )
-    }
-}
-
-/// A length in bytes, as an integer or a text such as `"16G"`.
-#[derive(Clone, Copy, Debug)]
-struct Size(u64);
-
-/// Milliseconds, from 10 to an hour.
-#[derive(Clone, Copy, Debug)]
-struct Interval(u64);
-
-/// Reads a value that may be an integer or a text.
-struct NumberOrText<T> {
-    expecting: &'static str,
-    number: fn(u64) -> Result<T, String>,
-    text: fn(&str) -> Result<T, String>,
-}
-
-impl<T> Visitor<'_> for NumberOrText<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.expecting)
-    }
-
-    fn visit_i64<E: serde::de::Error>(self, value: i64) -> Result<T, E> {
-        let value = u64::try_from(value).map_err(|_| E::custom("a negative number"))?;
-        (self.number)(value).map_err(E::custom)
-    }
-
-    fn visit_u64<E: serde::de::Error>(self, value: u64) -> Result<T, E> {
-        (self.number)(value).map_err(E::custom)
-    }
-
-    fn visit_str<E: serde::de::Error>(self, value: &str) -> Result<T, E> {
-        (self.text)(value).map_err(E::custom)
-    }
-}
-
-impl<'de> Deserialize<'de> for OctalMode {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText {
-            expecting: "permission bits, such as 0o660",
-            number: |n| format!("{n:o}").parse(),
-            text: str::parse,
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(NumberOrText {
-            expecting: "a size, such as \"16G\"",
-            number: |n| Ok(Self(n)),
-            text: |text| parse_size(text).map(Self),
-        })
-    }
-}
-
-impl<'de> Deserialize<'de> for Interval {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let ms = u64::deserialize(deserializer)?;
-        if (10..=3_600_000).contains(&ms) {
-            return Ok(Self(ms));
-        }
-        Err(D::Error::custom(format!("{ms} ms is out of range: write 10 to 3600000")))
-    }
-}
-
 #[cfg(test)]
-#[path = "config_tests.rs"]
 mod tests;

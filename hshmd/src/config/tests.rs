@@ -1,5 +1,8 @@
 //! Tests of the configuration: precedence, and what a wrong file is told.
 
+use std::fs;
+use std::path::Path;
+
 use super::*;
 
 fn read(text: &str) -> Result<FileConfig, String> {
@@ -102,4 +105,36 @@ fn without_a_home_the_state_directory_must_be_given() {
     let options = Overrides { state_dir: Some("rel".into()), ..Overrides::default() };
     let config = Config::resolve(options, FileConfig::default(), &env).unwrap();
     assert!(config.state_dir.is_absolute());
+}
+
+#[test]
+fn later_files_replace_what_earlier_ones_said_key_by_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let main = dir.path().join("hshmd.toml");
+    fs::write(&main, "socket_mode = 0o600\n[limits]\nmax_segments = 1\nmax_sessions = 2\n")
+        .unwrap();
+    let beside = dir.path().join("hshmd.toml.d");
+    fs::create_dir(&beside).unwrap();
+    fs::write(beside.join("20-b.toml"), "[limits]\nmax_segments = 20\n").unwrap();
+    fs::write(beside.join("10-a.toml"), "[limits]\nmax_segments = 10\n[log]\nlevel = \"warn\"\n")
+        .unwrap();
+    fs::write(beside.join("notes.txt"), "this is no configuration").unwrap();
+    let file = FileConfig::read(&main).unwrap();
+    let config = Config::resolve(Overrides::default(), file, &user()).unwrap();
+    assert_eq!((config.limits.max_segments, config.limits.max_sessions), (20, 2));
+    assert_eq!((config.socket_mode, config.log.level.as_str()), (0o600, "warn"));
+
+    fs::write(beside.join("30-c.toml"), "[limits]\nmax_segment = 3\n").unwrap();
+    let error = FileConfig::read(&main).unwrap_err().to_string();
+    assert!(error.contains("30-c.toml") && error.contains("line 2"), "{error}");
+}
+
+#[test]
+fn an_unknown_key_is_told_which_one_was_probably_meant() {
+    let error = read("sokcet = \"/x\"\n").unwrap_err();
+    assert!(error.ends_with("did you mean `socket`?"), "{error}");
+    let error = read("[limits]\nmax_sesions = 4\n").unwrap_err();
+    assert!(error.ends_with("did you mean `max_sessions`?"), "{error}");
+    let error = read("zzz = 4\n").unwrap_err();
+    assert!(!error.contains("did you mean"), "{error}");
 }
