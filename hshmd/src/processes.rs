@@ -13,12 +13,23 @@ use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
 use crate::access::Peer;
+use crate::config::Limits;
+use crate::quota::is_limited;
 use crate::state::now_unix_ms;
 
 /// Connections and watched processes.
 #[derive(Debug, Default)]
 pub(crate) struct Processes {
     table: Mutex<Table>,
+}
+
+/// Why a connection does not come about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TooMany {
+    /// There are so many, and no more are allowed.
+    InAll(usize),
+    /// The user has so many, and may have no more.
+    OfUser(usize),
 }
 
 #[derive(Debug, Default)]
@@ -98,17 +109,26 @@ impl Processes {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters a new connection, unless there are `limit` already.
+    /// Enters a new connection.
+    ///
+    /// # Errors
+    /// If there are as many already as `limits` allow.
     pub(crate) fn connect(
         self: &Arc<Self>,
         peer: &Peer,
         client_name: &str,
         close: Arc<Notify>,
-        limit: usize,
-    ) -> Option<Connected> {
+        limits: &Limits,
+    ) -> Result<Connected, TooMany> {
         let mut table = self.table();
-        if table.connections.len() >= limit {
-            return None;
+        if table.connections.len() >= limits.max_sessions {
+            return Err(TooMany::InAll(limits.max_sessions));
+        }
+        if let Some(most) = limits.max_user_sessions.filter(|_| is_limited(peer.uid)) {
+            let same_user = |connection: &&Connection| connection.peer.uid == peer.uid;
+            if table.connections.values().filter(same_user).count() >= most {
+                return Err(TooMany::OfUser(most));
+            }
         }
         let number = table.next_number();
         let connection = Connection {
@@ -119,7 +139,7 @@ impl Processes {
             close,
         };
         table.connections.insert(number, connection);
-        Some(Connected { processes: Arc::clone(self), number })
+        Ok(Connected { processes: Arc::clone(self), number })
     }
 
     pub(crate) fn attach(&self, number: u64, segment: &str) {

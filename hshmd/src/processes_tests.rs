@@ -8,7 +8,11 @@ fn peer(uid: u32, pid: u32) -> Peer {
 }
 
 fn connect(processes: &Arc<Processes>, peer: &Peer) -> Connected {
-    processes.connect(peer, "test", Arc::default(), 1000).unwrap()
+    processes.connect(peer, "test", Arc::default(), &Limits::default()).unwrap()
+}
+
+fn at_most(max_sessions: usize) -> Limits {
+    Limits { max_sessions, ..Limits::default() }
 }
 
 /// A watcher that never reports.
@@ -19,10 +23,10 @@ fn watcher() -> AbortHandle {
 #[test]
 fn sessions_beyond_the_limit_are_refused() {
     let processes = Arc::new(Processes::default());
-    let first = processes.connect(&peer(1, 1), "a", Arc::default(), 1).unwrap();
-    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_none());
+    let first = processes.connect(&peer(1, 1), "a", Arc::default(), &at_most(1)).unwrap();
+    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), &at_most(1)).is_err());
     drop(first);
-    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), 1).is_some());
+    assert!(processes.connect(&peer(1, 2), "b", Arc::default(), &at_most(1)).is_ok());
 }
 
 #[test]
@@ -75,8 +79,8 @@ async fn a_death_closes_the_connections_of_that_process_alone() {
     let processes = Arc::new(Processes::default());
     let (dead, other) = (peer(1, 7), peer(1, 8));
     let (close_dead, close_other) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let _dead = processes.connect(&dead, "a", Arc::clone(&close_dead), 9).unwrap();
-    let _other = processes.connect(&other, "b", Arc::clone(&close_other), 9).unwrap();
+    let _dead = processes.connect(&dead, "a", Arc::clone(&close_dead), &at_most(9)).unwrap();
+    let _other = processes.connect(&other, "b", Arc::clone(&close_other), &at_most(9)).unwrap();
     processes.died(dead.process.unwrap());
     close_dead.notified().await;
     let pending =
@@ -105,4 +109,18 @@ fn a_command_name_is_bounded_and_printable() {
     let name = command_name(ProcessId::current().unwrap());
     assert!(!name.is_empty() && name.len() <= 16);
     assert_eq!(command_name(ProcessId { pid: u32::MAX, start_ticks: 0 }), "");
+}
+
+#[test]
+fn a_user_has_only_so_many_connections_and_others_are_not_concerned() {
+    let processes = Arc::new(Processes::default());
+    let limits = Limits { max_user_sessions: Some(1), ..Limits::default() };
+    let own = nix::unistd::geteuid().as_raw();
+    let connect = |uid, pid| processes.connect(&peer(uid, pid), "a", Arc::default(), &limits);
+    let first = connect(own + 1, 1).unwrap();
+    assert_eq!(connect(own + 1, 2).unwrap_err(), TooMany::OfUser(1));
+    let _other = connect(own + 2, 3).unwrap();
+    let _privileged = [connect(0, 4).unwrap(), connect(0, 5).unwrap(), connect(own, 6).unwrap()];
+    drop(first);
+    assert!(connect(own + 1, 7).is_ok());
 }

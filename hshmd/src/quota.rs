@@ -8,6 +8,7 @@ use nix::sys::statvfs::statvfs;
 
 use crate::config::Limits;
 use crate::paths::SHM_DIR;
+use crate::segment::SharedSegment;
 use crate::size::format_size;
 
 /// What there is already.
@@ -15,6 +16,21 @@ use crate::size::format_size;
 pub(crate) struct Usage {
     pub(crate) segments: u64,
     pub(crate) bytes: u64,
+}
+
+impl<'s> FromIterator<&'s SharedSegment> for Usage {
+    fn from_iter<I: IntoIterator<Item = &'s SharedSegment>>(segments: I) -> Self {
+        segments.into_iter().fold(Self::default(), |sum, segment| Self {
+            segments: sum.segments + 1,
+            bytes: sum.bytes.saturating_add(segment.committed_bytes()),
+        })
+    }
+}
+
+/// Whether the limits for single users hold for this one: they do not for root, nor for the daemon's
+/// own user, who could change them.
+pub(crate) fn is_limited(uid: u32) -> bool {
+    uid != 0 && uid != nix::unistd::geteuid().as_raw()
 }
 
 /// What is to come: a new segment, or one that grows.
@@ -33,6 +49,39 @@ impl Demand<'_> {
     fn refused(&self, code: ErrorCode, why: &str, advice: &str) -> ErrorReply {
         let message = format_args!("cannot {} segment {:?}: {why}", self.verb, self.name);
         ErrorReply::new(code, message, advice)
+    }
+
+    /// Whether the administrator's limits for the segment's owner allow it.
+    pub(crate) fn check_user_limits(
+        &self,
+        limits: &Limits,
+        owner: u32,
+        usage: Usage,
+    ) -> Result<(), ErrorReply> {
+        if !is_limited(owner) {
+            return Ok(());
+        }
+        let over = |why: String, advice| Err(self.refused(ErrorCode::Quota, &why, advice));
+        if self.present_bytes == 0
+            && limits.max_user_segments.is_some_and(|most| usage.segments >= most)
+        {
+            return over(
+                format!("user {owner} has {} segments, and may have no more", usage.segments),
+                "destroy one, or have limits.max_user_segments raised in the daemon's configuration",
+            );
+        }
+        let total = usage.bytes.saturating_add(self.added_bytes());
+        if let Some(most) = limits.max_user_bytes.filter(|most| total > *most) {
+            return over(
+                format!(
+                    "user {owner} would have {} in all, more than the {} allowed",
+                    format_size(total),
+                    format_size(most)
+                ),
+                "destroy a segment, or have limits.max_user_bytes raised in the daemon's configuration",
+            );
+        }
+        Ok(())
     }
 
     fn added_bytes(&self) -> u64 {
@@ -150,6 +199,25 @@ mod tests {
         }
         // A segment that grows is none more, and what it has already counts once.
         demand(100, 60).check_limits(&limits, usage(2, 110)).unwrap();
+    }
+
+    #[test]
+    fn one_users_limits_are_told_by_their_names_and_do_not_hold_for_root() {
+        let limits =
+            Limits { max_user_segments: Some(2), max_user_bytes: Some(150), ..Limits::default() };
+        let stranger = nix::unistd::geteuid().as_raw() + 1;
+        let usage = |segments, bytes| Usage { segments, bytes };
+        demand(100, 0).check_user_limits(&limits, stranger, usage(1, 50)).unwrap();
+        for (demand, usage, named) in [
+            (demand(1, 0), usage(2, 0), "max_user_segments"),
+            (demand(100, 0), usage(1, 51), "max_user_bytes"),
+        ] {
+            let error = demand.check_user_limits(&limits, stranger, usage).unwrap_err();
+            assert_eq!(error.kind(), Some(ErrorCode::Quota));
+            assert!(error.advice.contains(named), "{error}");
+            demand.check_user_limits(&limits, 0, usage).unwrap();
+        }
+        demand(100, 60).check_user_limits(&limits, stranger, usage(2, 110)).unwrap();
     }
 
     #[test]

@@ -107,9 +107,12 @@ impl Registry {
 
     /// What there is.
     pub(crate) fn usage(&self) -> Usage {
-        let segments = self.all();
-        let bytes = segments.iter().map(|segment| segment.committed_bytes()).sum();
-        Usage { segments: u64::try_from(segments.len()).unwrap_or(u64::MAX), bytes }
+        self.all().iter().collect()
+    }
+
+    /// What of it belongs to one user.
+    fn usage_of(&self, uid: u32) -> Usage {
+        self.all().iter().filter(|segment| segment.record.uid == uid).collect()
     }
 
     /// Makes a segment for `owner`. The request is valid in itself.
@@ -138,6 +141,7 @@ impl Registry {
             present_bytes: 0,
         };
         demand.check_limits(&self.limits, self.usage())?;
+        demand.check_user_limits(&self.limits, owner.uid, self.usage_of(owner.uid))?;
         demand.check_machine()?;
 
         let object = match request.backend {
@@ -299,7 +303,9 @@ impl Registry {
         }
         let backend = segment.record.backend;
         let demand = Demand { verb: "grow", name, backend, size_bytes, present_bytes };
+        let owner = segment.record.uid;
         demand.check_limits(&self.limits, self.usage())?;
+        demand.check_user_limits(&self.limits, owner, self.usage_of(owner))?;
         demand.check_machine()?;
         allocator.grow(size_bytes).map_err(|error| allocator_reply("grow", name, &error))
     }

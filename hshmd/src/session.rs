@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 use crate::access::Peer;
 use crate::daemon::{Shared, VERSION};
 use crate::handlers::{Caller, handle};
-use crate::processes::Connected;
+use crate::processes::{Connected, TooMany};
 use crate::socket::{PacketSocket, Received};
 
 /// How long a client may take to send its greeting, or to read a reply.
@@ -107,15 +107,20 @@ async fn greet(
                     );
                     refusal(ErrorCode::Version, message, advice)
                 })?;
-            let limit = shared.config.limits.max_sessions;
+            let limits = &shared.config.limits;
             let session =
-                shared.processes.connect(&peer, &hello.client_name, Arc::clone(close), limit);
-            let session = session.ok_or_else(|| {
-                refusal(
+                shared.processes.connect(&peer, &hello.client_name, Arc::clone(close), limits);
+            let session = session.map_err(|too_many| match too_many {
+                TooMany::InAll(limit) => refusal(
                     ErrorCode::Busy,
                     format!("hshmd has {limit} sessions, and no more are allowed"),
                     "try again later, or raise limits.max_sessions in its configuration",
-                )
+                ),
+                TooMany::OfUser(limit) => refusal(
+                    ErrorCode::Quota,
+                    format!("user {} has {limit} sessions, and may have no more", peer.uid),
+                    "close some, or have limits.max_user_sessions raised in the daemon's configuration",
+                ),
             })?;
             Ok((hello, version, session))
         });

@@ -29,6 +29,9 @@ directory FILE.d say, the last by name before the others, then FILE):
   max_segment_bytes = \"64G\"       # no limit by default but the machine's
   max_total_bytes = \"256G\"        # no limit by default
   max_sessions = 4096
+  max_user_segments = 64          # of one user, root and the daemon's own excepted; no limits by
+  max_user_bytes = \"16G\"         # default
+  max_user_sessions = 256
   [log]
   format = \"human\"                # or json
   level = \"info\"

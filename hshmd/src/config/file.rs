@@ -36,6 +36,9 @@ pub(super) struct FileLimits {
     pub(super) max_segment_bytes: Option<Size>,
     pub(super) max_total_bytes: Option<Size>,
     pub(super) max_sessions: Option<usize>,
+    pub(super) max_user_segments: Option<u64>,
+    pub(super) max_user_bytes: Option<Size>,
+    pub(super) max_user_sessions: Option<usize>,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -95,6 +98,9 @@ impl FileConfig {
                 max_segment_bytes: self.limits.max_segment_bytes.or(limits.max_segment_bytes),
                 max_total_bytes: self.limits.max_total_bytes.or(limits.max_total_bytes),
                 max_sessions: self.limits.max_sessions.or(limits.max_sessions),
+                max_user_segments: self.limits.max_user_segments.or(limits.max_user_segments),
+                max_user_bytes: self.limits.max_user_bytes.or(limits.max_user_bytes),
+                max_user_sessions: self.limits.max_user_sessions.or(limits.max_user_sessions),
             },
             log: FileLog {
                 format: self.log.format.or(log.format),

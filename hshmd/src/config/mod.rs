@@ -46,6 +46,13 @@ pub struct Limits {
     pub max_total_bytes: Option<u64>,
     /// Connections there may be at once.
     pub max_sessions: usize,
+    /// Segments that may belong to one user; no limit if none. This and the following hold for each
+    /// user but root and the daemon's own.
+    pub max_user_segments: Option<u64>,
+    /// Length of all segments of one user together, in bytes.
+    pub max_user_bytes: Option<u64>,
+    /// Connections that one user may have at once.
+    pub max_user_sessions: Option<usize>,
 }
 
 impl Default for Limits {
@@ -55,6 +62,9 @@ impl Default for Limits {
             max_segment_bytes: None,
             max_total_bytes: None,
             max_sessions: 4096,
+            max_user_segments: None,
+            max_user_bytes: None,
+            max_user_sessions: None,
         }
     }
 }
@@ -136,6 +146,9 @@ impl Config {
             max_segment_bytes: limits.max_segment_bytes.map(|size| size.0),
             max_total_bytes: limits.max_total_bytes.map(|size| size.0),
             max_sessions: limits.max_sessions.unwrap_or(defaults.max_sessions),
+            max_user_segments: limits.max_user_segments,
+            max_user_bytes: limits.max_user_bytes.map(|size| size.0),
+            max_user_sessions: limits.max_user_sessions,
         };
         config.log = LogConfig {
             format: options.log_format.or(file.log.format).unwrap_or_default(),
