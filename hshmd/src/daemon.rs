@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::error::DaemonError;
 use crate::listen::Listener;
+use crate::metrics::{self, Counted};
 use crate::paths::Namespace;
 use crate::processes::Processes;
 use crate::reaper::{Reaper, Watcher};
@@ -45,6 +46,7 @@ pub(crate) struct Shared {
     pub(crate) processes: Arc<Processes>,
     pub(crate) watcher: Watcher,
     pub(crate) blocking_permits: Arc<Semaphore>,
+    pub(crate) counted: Counted,
     pub(crate) started: Instant,
     /// Becomes true when the daemon stops.
     pub(crate) stop: watch::Sender<bool>,
@@ -97,9 +99,17 @@ async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(),
         processes,
         watcher,
         blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
+        counted: Counted::default(),
         started: Instant::now(),
         stop,
     });
+    let measuring = match &shared.config.metrics {
+        Some(address) => {
+            let endpoint = metrics::Endpoint::bind(address).await?;
+            Some(tokio::spawn(endpoint.run(Arc::clone(&shared))))
+        }
+        None => None,
+    };
     let usage = shared.registry.usage();
     info!(
         version = VERSION,
@@ -125,6 +135,11 @@ async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(),
         warn!("some requests were still running and are broken off");
     }
     sweeping.abort();
+    if let Some(measuring) = measuring {
+        measuring.abort();
+        // Its socket's file goes with it.
+        let _ = measuring.await;
+    }
     if shared.config.remove_on_shutdown {
         shared.registry.remove_all();
     }

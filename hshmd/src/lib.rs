@@ -23,7 +23,9 @@ pub mod daemon;
 mod error;
 mod handlers;
 mod listen;
+
 pub mod logging;
+mod metrics;
 pub mod paths;
 mod pidfd;
 mod processes;

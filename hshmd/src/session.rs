@@ -206,8 +206,12 @@ async fn respond(
 ) -> io::Result<()> {
     let (id, verb) = (request.id, request.body.verb());
     let (body, allocator) = match handle(shared, caller, request.body).await {
-        Ok(outcome) => (Ok(outcome.body), outcome.descriptor_of),
+        Ok(outcome) => {
+            shared.counted.answered(verb, "done");
+            (Ok(outcome.body), outcome.descriptor_of)
+        }
         Err(error) => {
+            shared.counted.answered(verb, "refused");
             debug!(session = caller.session, verb, %error, "refused a request");
             (Err(error), None)
         }

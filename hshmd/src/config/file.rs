@@ -9,7 +9,7 @@ use std::str::FromStr;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 
-use super::LogFormat;
+use super::{LogFormat, MetricsAddress};
 use crate::error::DaemonError;
 use crate::size::parse_size;
 
@@ -26,7 +26,25 @@ pub struct FileConfig {
     #[serde(default)]
     pub(super) limits: FileLimits,
     #[serde(default)]
+    pub(super) metrics: FileMetrics,
+    #[serde(default)]
     pub(super) log: FileLog,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileMetrics {
+    pub(super) listen: Option<Listen>,
+}
+
+/// A [`MetricsAddress`], as text.
+#[derive(Clone, Debug)]
+pub(super) struct Listen(pub(super) MetricsAddress);
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map(Self).map_err(D::Error::custom)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -102,6 +120,7 @@ impl FileConfig {
                 max_user_bytes: self.limits.max_user_bytes.or(limits.max_user_bytes),
                 max_user_sessions: self.limits.max_user_sessions.or(limits.max_user_sessions),
             },
+            metrics: FileMetrics { listen: self.metrics.listen.or(earlier.metrics.listen) },
             log: FileLog {
                 format: self.log.format.or(log.format),
                 level: self.log.level.or(log.level),

@@ -2,7 +2,9 @@
 
 mod file;
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use hshm_proto::Environment;
@@ -30,8 +32,40 @@ pub struct Config {
     pub sweep_interval: Duration,
     /// What clients may use up.
     pub limits: Limits,
+    /// Where metrics can be asked for; nowhere if none.
+    pub metrics: Option<MetricsAddress>,
     /// How it logs.
     pub log: LogConfig,
+}
+
+/// Where metrics can be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// A Unix socket, open to the daemon's user and group.
+    Path(PathBuf),
+    /// A port of this machine's loopback interface, open to whoever is on this machine.
+    Port(SocketAddr),
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.starts_with('/') {
+            return Ok(Self::Path(text.into()));
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().is_loopback() => Ok(Self::Port(address)),
+            Ok(_) => Err(format!(
+                "{text:?} can be reached from elsewhere: write a port of 127.0.0.1 or [::1], and put \
+                 a proxy with access control before it"
+            )),
+            Err(_) => Err(format!(
+                "{text:?} is no place to listen: write an absolute path, or an address such as \
+                 127.0.0.1:9177"
+            )),
+        }
+    }
 }
 
 /// What clients may use up, over all of them.
@@ -110,6 +144,7 @@ impl Config {
             remove_on_shutdown: false,
             sweep_interval: Duration::from_secs(1),
             limits: Limits::default(),
+            metrics: None,
             log: LogConfig::default(),
         }
     }
@@ -150,6 +185,7 @@ impl Config {
             max_user_bytes: limits.max_user_bytes.map(|size| size.0),
             max_user_sessions: limits.max_user_sessions,
         };
+        config.metrics = file.metrics.listen.map(|address| address.0);
         config.log = LogConfig {
             format: options.log_format.or(file.log.format).unwrap_or_default(),
             level: options.log_level.or(file.log.level).unwrap_or(config.log.level),

@@ -10,6 +10,7 @@ mod access;
 mod death;
 mod harness;
 mod lifecycle;
+mod metrics;
 mod robustness;
 mod segments;
 mod wire;
