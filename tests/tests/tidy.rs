@@ -15,6 +15,7 @@ const DIRECTION: &[MayDependOn] = &[
         ours: &["hshm-memory", "hshm-proto", "hshm-client", "hshmd"],
         tokio: false,
     },
+    MayDependOn { name: "hshm-argobots-double", ours: &[], tokio: false },
     MayDependOn { name: "hshm-bench", ours: &["hshm-memory", "hshm-client"], tokio: false },
 ];
 

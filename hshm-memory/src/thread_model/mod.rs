@@ -1,6 +1,7 @@
 //! Thread models: what a thread is, how it waits, and where it keeps what is its own.
 //!
-//! The model is chosen when the library is compiled: the operating system's threads by default.
+//! The model is chosen when the library is compiled: the operating system's threads by default, and
+//! with the cargo feature `argobots` the user-level threads of Argobots, where there are any.
 //! [`thread_model`] returns it, and [`ThreadModel::kind`] says at run time which it is.
 //! Whatever waits inside the library waits through the model.
 //!
@@ -16,6 +17,35 @@
 //! assert_ne!(here, there);
 //! ```
 
+/// The function itself, as a pointer. Where user-level threads are, the compiler knows nothing about
+/// it, so that nothing which the function finds in thread-local storage is taken for known after a
+/// yield; see `argobots.rs`.
+#[cfg(all(unix, feature = "argobots"))]
+macro_rules! by_pointer {
+    ($function:expr) => {{
+        let mut function = $function;
+        #[allow(clippy::pointers_in_nomem_asm_block, reason = "nothing is read or written")]
+        // SAFETY: [owned] nothing is done; only that, the compiler does not know.
+        unsafe {
+            std::arch::asm!(
+                "/* {0} */",
+                inout(reg) function,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+        function
+    }};
+}
+#[cfg(not(all(unix, feature = "argobots")))]
+macro_rules! by_pointer {
+    ($function:expr) => {
+        $function
+    };
+}
+pub(crate) use by_pointer;
+
+#[cfg(all(unix, feature = "argobots"))]
+mod argobots;
 #[cfg(unix)]
 mod pthreads;
 #[cfg(test)]
@@ -28,6 +58,8 @@ use std::marker::PhantomData;
 use std::str::FromStr;
 use std::time::Duration;
 
+#[cfg(all(unix, feature = "argobots"))]
+pub use self::argobots::Argobots;
 #[cfg(unix)]
 use self::pthreads as os;
 #[cfg(unix)]
@@ -35,11 +67,16 @@ pub use self::pthreads::Pthreads;
 use crate::options::UnknownName;
 
 /// The thread model of this build.
-#[cfg(unix)]
+#[cfg(all(unix, not(feature = "argobots")))]
 pub type DefaultThreadModel = Pthreads;
+/// The thread model of this build.
+#[cfg(all(unix, feature = "argobots"))]
+pub type DefaultThreadModel = Argobots;
 
-#[cfg(unix)]
+#[cfg(all(unix, not(feature = "argobots")))]
 static MODEL: DefaultThreadModel = Pthreads;
+#[cfg(all(unix, feature = "argobots"))]
+static MODEL: DefaultThreadModel = Argobots;
 
 /// The process's thread model.
 ///
@@ -120,13 +157,15 @@ pub trait ThreadModel: Send + Sync + fmt::Debug {
     fn create_tls<T>(&self, data: *mut T) -> Result<ThreadLocalKey<T>, ThreadModelError>;
 
     /// The same, with a function to be called for each thread that ends while its pointer is not
-    /// null. The pointer is null by then. It is called by the thread itself, but for a user-level
-    /// one: then by the thread that frees it. A thread that never ends (the process does before),
-    /// and a key that is dropped first, leave the pointers as they are.
+    /// null. The pointer is null by then. A thread of the operating system calls it itself, unless
+    /// the key was dropped before. For a user-level thread it is called when that is freed (not when
+    /// it is joined), by whoever frees it, and also if the key was dropped before. Where a thread
+    /// never ends, because the process does, it is not called.
     ///
     /// # Safety
     /// The destructor can be called with `data`, and with every pointer that is ever set under this
-    /// key, when the thread that set it ends and by another one; until then, what it needs lives.
+    /// key, when the thread that set it ends, and by another thread; until then, what it needs lives,
+    /// whether or not the key does.
     ///
     /// # Errors
     /// As [`ThreadModel::create_tls`].
@@ -206,13 +245,51 @@ pub trait ThreadModel: Send + Sync + fmt::Debug {
 /// user-level threads the caller may go on in another thread of the operating system, so it holds
 /// no reference into thread-local storage, and no heap that is its thread's, across this.
 pub(crate) fn pause() {
+    #[cfg(debug_assertions)]
+    assert_eq!(by_pointer!(count_uses as fn(i32) -> i32)(0), 0, "a pause with a heap in use");
     thread_model().yield_now();
 }
 
 /// The same for at least `time`.
 #[allow(dead_code, reason = "for waits longer than a turn, as of locks between processes")]
 pub(crate) fn sleep(time: Duration) {
+    #[cfg(debug_assertions)]
+    assert_eq!(by_pointer!(count_uses as fn(i32) -> i32)(0), 0, "a sleep with a heap in use");
     thread_model().sleep_for_us(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+}
+
+/// Held where nothing may [`pause`], since another user-level thread of this stream would come upon
+/// what is in use. Debug builds assert that nothing does; others spend nothing on it.
+#[derive(Debug)]
+pub(crate) struct NoPause(PhantomData<*const ()>);
+
+impl NoPause {
+    #[inline]
+    pub(crate) fn begin() -> Self {
+        #[cfg(debug_assertions)]
+        by_pointer!(count_uses as fn(i32) -> i32)(1);
+        Self(PhantomData)
+    }
+}
+
+impl Drop for NoPause {
+    #[inline]
+    fn drop(&mut self) {
+        #[cfg(debug_assertions)]
+        by_pointer!(count_uses as fn(i32) -> i32)(-1);
+    }
+}
+
+/// Adds to how many [`NoPause`] this thread of the operating system holds, and returns how many.
+#[cfg(debug_assertions)]
+fn count_uses(change: i32) -> i32 {
+    thread_local! {
+        static USES: std::cell::Cell<i32> = const { std::cell::Cell::new(0) };
+    }
+    USES.with(|uses| {
+        uses.set(uses.get() + change);
+        uses.get()
+    })
 }
 
 /// Gives up the processor without letting another user-level thread run in this thread of the
@@ -319,8 +396,21 @@ impl fmt::Display for ThreadId {
 /// back and forgets the pointers.
 pub struct ThreadLocalKey<T> {
     os: os::Key,
+    #[cfg(all(unix, feature = "argobots"))]
+    user_level: argobots::Key,
     /// Each thread has a pointer of its own here; the key itself has none.
     pointers: PhantomData<fn(*mut T) -> *mut T>,
+}
+
+impl<T> ThreadLocalKey<T> {
+    fn create(destructor: Option<Destructor>) -> Result<Self, ThreadModelError> {
+        Ok(Self {
+            os: os::Key::create(destructor)?,
+            #[cfg(all(unix, feature = "argobots"))]
+            user_level: argobots::Key::new(destructor),
+            pointers: PhantomData,
+        })
+    }
 }
 
 impl<T> fmt::Debug for ThreadLocalKey<T> {
@@ -350,5 +440,23 @@ pub enum ThreadModelError {
         what: &'static str,
         /// Why.
         source: io::Error,
+    },
+    /// The library of a thread model is not there, or is another.
+    #[error(
+        "no library of user-level threads ({tried}): {why}; install Argobots 1.0 or later, or name its library in HSHM_ARGOBOTS_LIB"
+    )]
+    Library {
+        /// Where it was looked for.
+        tried: String,
+        /// Why that is not it.
+        why: String,
+    },
+    /// The library of user-level threads reported an error.
+    #[error("{call} failed with Argobots' error {code}; abt.h says what it means")]
+    Argobots {
+        /// Which of its functions.
+        call: &'static str,
+        /// What it returned.
+        code: i32,
     },
 }

@@ -2,7 +2,6 @@
 
 use std::ffi::c_void;
 use std::io;
-use std::marker::PhantomData;
 use std::time::Duration;
 
 use super::{
@@ -35,7 +34,9 @@ impl ThreadModel for Pthreads {
     }
 
     fn create_tls<T>(&self, data: *mut T) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-        create(data, None)
+        let key = ThreadLocalKey::create(None)?;
+        self.set_tls(&key, data)?;
+        Ok(key)
     }
 
     unsafe fn create_tls_with_destructor<T>(
@@ -43,7 +44,9 @@ impl ThreadModel for Pthreads {
         data: *mut T,
         destructor: unsafe extern "C" fn(*mut T),
     ) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-        create(data, Some(untyped(destructor)))
+        let key = ThreadLocalKey::create(Some(untyped(destructor)))?;
+        self.set_tls(&key, data)?;
+        Ok(key)
     }
 
     fn get_tls<T>(&self, key: &ThreadLocalKey<T>) -> *mut T {
@@ -57,15 +60,6 @@ impl ThreadModel for Pthreads {
     fn get_tid(&self) -> ThreadId {
         ThreadId::new(thread_number())
     }
-}
-
-fn create<T>(
-    data: *mut T,
-    destructor: Option<Destructor>,
-) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-    let os = Key::create(destructor)?;
-    os.set(data.cast())?;
-    Ok(ThreadLocalKey { os, pointers: PhantomData })
 }
 
 /// The system's number of the calling thread, never 0.

@@ -3,6 +3,11 @@
 //! A forked child has copies of its parent's heaps, whose slots are the parent's: it must never use
 //! them. A fork raises the generation in the child, where every older heap is stale, and each thread
 //! of it claims a slot anew.
+//!
+//! A thread here is one of the operating system: user-level threads share the heap of the stream that
+//! they run on. One may go on elsewhere wherever it yields, so nothing here yields while it has a
+//! heap or a reference into thread-local storage (`NoPause`), and what reads thread-local storage is
+//! called through `by_pointer`. Why that is so, and enough, the Argobots thread model says.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -17,7 +22,7 @@ use super::{Inner, slots};
 use crate::context::MemContext;
 use crate::error::AllocError;
 use crate::options::OnExit;
-use crate::thread_model;
+use crate::thread_model::{self, NoPause, by_pointer};
 
 thread_local! {
     /// The heap that this thread used last. No destructor, so that reading it is one access.
@@ -69,7 +74,13 @@ impl Drop for ThreadHeaps {
 /// The calling thread's heap of the allocator `key`, if it is the one it used last.
 #[inline(always)]
 pub(super) fn current(key: u64) -> Option<*const Heap> {
-    CURRENT.with(|current| (current.key.get() == key).then(|| current.heap.get()))
+    let heap = by_pointer!(current_or_null as fn(u64) -> *const Heap)(key);
+    (!heap.is_null()).then_some(heap)
+}
+
+#[inline(always)]
+fn current_or_null(key: u64) -> *const Heap {
+    CURRENT.with(|current| if current.key.get() == key { current.heap.get() } else { ptr::null() })
 }
 
 /// Runs `f` with the calling thread's heap, which is claimed if there is none yet.
@@ -77,15 +88,16 @@ pub(super) fn with_heap<R>(
     inner: &Inner,
     f: impl FnOnce(&Heap) -> Result<R, AllocError>,
 ) -> Result<R, AllocError> {
+    let _use = NoPause::begin();
     let heap = match current(inner.key) {
         Some(heap) => heap,
-        None => match HEAPS.try_with(|heaps| find_or_claim(inner, heaps)) {
-            Ok(heap) => heap?,
-            Err(_) => return with_passing_heap(inner, f),
+        None => match by_pointer!(find_or_claim as Find)(inner) {
+            Some(heap) => heap?,
+            None => return with_passing_heap(inner, f),
         },
     };
     // SAFETY: [owned] `HEAPS` of this thread keeps the heap alive, nothing that `f` calls removes
-    // it, and no other thread uses it.
+    // it or yields, and no other thread uses it.
     f(unsafe { &*heap })
 }
 
@@ -101,8 +113,18 @@ fn with_passing_heap<R>(
     result
 }
 
+type Find = fn(&Inner) -> Option<Result<*const Heap, AllocError>>;
+
+/// `None` if the thread is ending.
 #[cold]
-fn find_or_claim(inner: &Inner, heaps: &RefCell<ThreadHeaps>) -> Result<*const Heap, AllocError> {
+fn find_or_claim(inner: &Inner) -> Option<Result<*const Heap, AllocError>> {
+    HEAPS.try_with(|heaps| find_or_claim_in(inner, heaps)).ok()
+}
+
+fn find_or_claim_in(
+    inner: &Inner,
+    heaps: &RefCell<ThreadHeaps>,
+) -> Result<*const Heap, AllocError> {
     let generation = generation();
     let mut heaps = heaps.borrow_mut();
     heaps.0.retain(|heap| !heap.is_stale(generation));
@@ -167,6 +189,10 @@ fn give_back(heap: &Heap) {
 
 /// Gives back the calling thread's heap of this allocator, if it has one.
 pub(super) fn detach_thread(key: u64) {
+    by_pointer!(detach_this_thread as fn(u64))(key);
+}
+
+fn detach_this_thread(key: u64) {
     let _ = CURRENT.try_with(|current| current.key.set(0));
     let mut mine = Vec::new();
     let _ = HEAPS.try_with(|heaps| {
@@ -232,6 +258,7 @@ pub(super) fn with_named<R>(
     if named.heap.is_stale(generation()) {
         return Err(AllocError::BadContext { slot });
     }
+    let _use = NoPause::begin();
     f(&named.heap)
 }
 
