@@ -1,6 +1,8 @@
 //! Why an operation on an allocator failed.
 
+use crate::allocator::AllocatorKind;
 use crate::backend::BackendError;
+use crate::robust::LockError;
 
 /// Why a segment could not be created or attached.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +20,14 @@ pub enum SegmentError {
         found: u64,
         /// What can be.
         expected: String,
+    },
+    /// The allocator's memory is one process's own.
+    #[error(
+        "a {kind} allocator lives in the process that made it: nobody can attach to it; use a thread-local one instead"
+    )]
+    NotShared {
+        /// The kind of the allocator.
+        kind: AllocatorKind,
     },
     /// A segment was to be created where one stands already.
     #[error("the memory holds a segment already: attach to it, or destroy it first")]
@@ -130,6 +140,9 @@ pub enum AllocError {
     /// The identity of this process could not be established.
     #[error("cannot tell which process this is: {0}")]
     Identity(std::io::Error),
+    /// The lock that all processes share was not to be had.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// Another process wrote over the allocator's own data.
     #[error("the heap is corrupt at {offset:#x}: {what}; inspect it with hshmctl check")]
     Corrupt {

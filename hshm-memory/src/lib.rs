@@ -63,12 +63,12 @@ pub mod thread_model;
 mod typed;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
-pub use allocator::{Allocator, AllocatorKind, ShmAllocator};
+pub use allocator::{Allocator, AllocatorKind, MallocAllocator, ShmAllocator, StackAllocator};
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
 pub use manager::{InitBackend, ManagerError, MemoryBackendId, MemoryManager, memory_manager};
-pub use options::{InitOptions, OnExit, UnknownName};
+pub use options::{HeapOptions, InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
 pub use process::ProcessId;
 pub use report::{CheckReport, HeapReport, RecoveryReport};

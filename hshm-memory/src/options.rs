@@ -105,3 +105,16 @@ impl Default for InitOptions {
         Self { custom_header_bytes: 0, on_exit: OnExit::Keep, worker_slots: 1024 }
     }
 }
+
+/// What the simpler allocators are told besides their identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct HeapOptions {
+    /// Bytes of a header that the application owns, zeroed at creation. At most
+    /// [`HeapOptions::MAX_CUSTOM_HEADER_BYTES`].
+    pub custom_header_bytes: u64,
+}
+
+impl HeapOptions {
+    /// The largest custom header: 1 MiB.
+    pub const MAX_CUSTOM_HEADER_BYTES: u64 = InitOptions::MAX_CUSTOM_HEADER_BYTES;
+}

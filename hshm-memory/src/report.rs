@@ -184,6 +184,14 @@ impl CheckReport {
     pub fn is_clean(&self) -> bool {
         self.violations_total == 0
     }
+
+    /// Notes that `invariant` is broken at `offset`.
+    pub(crate) fn violate(&mut self, invariant: &str, offset: u64, what: String) {
+        self.violations_total += 1;
+        if self.violations.len() < Self::MAX_VIOLATIONS {
+            self.violations.push(Violation { invariant: invariant.to_owned(), offset, what });
+        }
+    }
 }
 
 /// One broken invariant.

@@ -1,8 +1,8 @@
 //! Checks of what a message says, beyond its form. Clients make them before they send, and the
 //! daemon again on what it receives.
 
-use hshm_memory::InitOptions;
 use hshm_memory::backend::validate_name;
+use hshm_memory::{AllocatorKind, InitOptions};
 
 use crate::error::{ErrorCode, ErrorReply};
 use crate::limits::{MAX_CLIENT_NAME_BYTES, MAX_SEGMENT_NAME_BYTES, truncated};
@@ -76,6 +76,15 @@ impl CreateSegment {
                     self.size_bytes
                 ),
                 "give a capacity at least as large as the size, or none",
+            ));
+        }
+        if self.allocator != AllocatorKind::ThreadLocal {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: a daemon serves no {} allocators",
+                    self.allocator
+                ),
+                "use thread-local, or make the segment without a daemon",
             ));
         }
         let limit = InitOptions::MAX_CUSTOM_HEADER_BYTES;
@@ -163,6 +172,8 @@ mod tests {
             CreateSegment { custom_header_bytes: u64::MAX, ..good.clone() },
             CreateSegment { worker_slots: Some(0), ..good.clone() },
             CreateSegment { worker_slots: Some(4096), ..good.clone() },
+            CreateSegment { allocator: AllocatorKind::Stack, ..good.clone() },
+            CreateSegment { allocator: AllocatorKind::Malloc, ..good.clone() },
             CreateSegment { mode: 0o1777, ..good },
         ];
         for create in bad {

@@ -1,5 +1,9 @@
 //! Allocators: what cuts a backend into blocks.
 
+mod contexts;
+mod malloc;
+mod segment;
+mod stack;
 pub(crate) mod thread_local;
 
 use std::fmt;
@@ -9,6 +13,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::malloc::MallocAllocator;
+pub use self::stack::StackAllocator;
 pub(crate) use self::thread_local::segment_capacity;
 use crate::backend::Backend;
 use crate::context::MemContext;
@@ -162,12 +168,38 @@ pub enum AllocatorKind {
     /// A heap for each thread of each process, with lock-free frees between them.
     #[default]
     ThreadLocal,
+    /// A bump pointer: what is allocated is mostly freed all at once.
+    Stack,
+    /// The process's own malloc; not shared.
+    Malloc,
+}
+
+impl AllocatorKind {
+    /// The integer that stands for it in a segment.
+    const fn to_u32(self) -> u32 {
+        match self {
+            Self::Malloc => 1,
+            Self::ThreadLocal => thread_local::KIND,
+            Self::Stack => 4,
+        }
+    }
+
+    /// The kind whose segments begin with `magic`.
+    fn of_magic(magic: u64) -> Option<Self> {
+        match magic {
+            thread_local::MAGIC => Some(Self::ThreadLocal),
+            stack::MAGIC => Some(Self::Stack),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for AllocatorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ThreadLocal => "thread-local",
+            Self::Stack => "stack",
+            Self::Malloc => "malloc",
         })
     }
 }
@@ -178,10 +210,12 @@ impl FromStr for AllocatorKind {
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         match word {
             "thread-local" => Ok(Self::ThreadLocal),
+            "stack" => Ok(Self::Stack),
+            "malloc" => Ok(Self::Malloc),
             other => Err(UnknownName {
                 what: "allocator",
                 found: other.to_owned(),
-                expected: "thread-local",
+                expected: "thread-local, stack or malloc",
             }),
         }
     }

@@ -51,7 +51,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use self::geometry::{Geometry, HEADER_BYTES, Identity};
 pub use self::layout::LAYOUT_VERSION;
-use self::layout::{MAGIC, UNIT_BYTES};
+use self::layout::UNIT_BYTES;
+pub(super) use self::layout::{KIND_THREAD_LOCAL as KIND, MAGIC};
 use self::size_class::{GRANULE_BYTES, MEDIUM_MAX_BYTES, class_of, small_class_of};
 use self::view::{View, header_at};
 use self::words::SlotWord;
