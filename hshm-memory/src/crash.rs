@@ -54,6 +54,31 @@ points! {
     "slot.vacated", "a slot without pages, still held by the dead", "the slot is freed";
     "recover.taken", "a slot whose recoverer died", "another recoverer takes it over";
     "recover.journal_done", "a slot under recovery with its journal resolved", "another recoverer goes on";
+    "scalable.locked", "a lock that the dead hold, nothing begun", "the next one takes the lock over";
+    "scalable.uncached", "a free page in no cache", "the caches are made anew";
+    "scalable.half_uncached", "a free page that its cache leads to one way only", "the caches are made anew";
+    "scalable.cached", "a page in a cache that is not marked as filled", "the caches are made anew";
+    "scalable.half_cached", "a free page that its cache leads to one way only", "the caches are made anew";
+    "scalable.rest_written", "a header inside a free page, which is no page's", "nothing: no header leads there";
+    "scalable.lead_written", "a header inside a free page, which is no page's", "nothing: no header leads there";
+    "scalable.lead_cut", "free pages side by side", "they are joined";
+    "scalable.taken", "an allocated block in no hand, not counted, and a page in no cache", "caches and sums are made anew";
+    "scalable.rest_cached", "an allocated block in no hand, not counted", "the sums are made anew";
+    "scalable.half_counted", "sums of which one is ahead", "the sums are made anew";
+    "scalable.freed", "a free page in no cache, still counted", "caches and sums are made anew";
+    "scalable.joined_next", "a joined page in no cache", "the caches are made anew";
+    "scalable.joined_before", "a joined page in no cache, which the next one does not know", "sizes and caches are made anew";
+    "scalable.told_next", "a free page in no cache", "the caches are made anew";
+    "scalable.grown", "a block that has grown, not counted", "caches and sums are made anew";
+    "scalable.cut_written", "a header inside a block, which is no page's", "nothing: no header leads there";
+    "scalable.shrunk", "a block that has shrunk, still counted, and a page in no cache", "caches and sums are made anew";
+    "scalable.tail_written", "a header beyond the last page", "the next one to need memory writes it anew";
+    "scalable.end_moved", "a free page at the end, in no cache", "the caches are made anew";
+    "scalable.caches_emptied", "free pages in no cache, by one who mended", "the next one mends";
+    "scalable.mend_joined", "pages joined, in no cache, by one who mended", "the next one mends";
+    "scalable.mend_cached", "caches and sums half made, by one who mended", "the next one mends";
+    "scalable.mended", "all in order, but not said to be", "the next one mends";
+    "scalable.done", "a lock that the dead hold, all in order", "the next one takes the lock over";
 }
 
 /// Dies here if the environment or [`arm`] says so.

@@ -23,7 +23,7 @@ pub enum SegmentError {
     },
     /// The allocator's memory is one process's own.
     #[error(
-        "a {kind} allocator lives in the process that made it: nobody can attach to it; use a thread-local one instead"
+        "a {kind} allocator lives in the process that made it: nobody can attach to it; use a thread-local or scalable-page one instead"
     )]
     NotShared {
         /// The kind of the allocator.

@@ -63,7 +63,9 @@ pub mod thread_model;
 mod typed;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
-pub use allocator::{Allocator, AllocatorKind, MallocAllocator, ShmAllocator, StackAllocator};
+pub use allocator::{
+    Allocator, AllocatorKind, MallocAllocator, ScalablePageAllocator, ShmAllocator, StackAllocator,
+};
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};

@@ -172,7 +172,7 @@ mod tests {
             CreateSegment { custom_header_bytes: u64::MAX, ..good.clone() },
             CreateSegment { worker_slots: Some(0), ..good.clone() },
             CreateSegment { worker_slots: Some(4096), ..good.clone() },
-            CreateSegment { allocator: AllocatorKind::Stack, ..good.clone() },
+            CreateSegment { allocator: AllocatorKind::ScalablePage, ..good.clone() },
             CreateSegment { allocator: AllocatorKind::Malloc, ..good.clone() },
             CreateSegment { mode: 0o1777, ..good },
         ];

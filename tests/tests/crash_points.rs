@@ -1,9 +1,9 @@
-//! A process is killed at each crash point of the allocator, in each operation that comes by it.
+//! A process is killed at each crash point of the thread-local allocator, in each operation that comes by it.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use hshm_memory::crash::{CRASH_POINTS, arm};
+use hshm_memory::crash::{CRASH_POINTS, CrashPoint, arm};
 use hshm_tests::crash::operations::{OPERATIONS, Operation};
 use hshm_tests::crash::process;
 use hshm_tests::crash::stage::Stage;
@@ -12,6 +12,11 @@ use nix::sys::signal::{Signal, kill};
 
 /// How often a point is passed at most before the death.
 const PASSES: u32 = 9;
+
+/// Those of the thread-local allocator.
+fn points() -> impl Iterator<Item = &'static CrashPoint> {
+    CRASH_POINTS.iter().filter(|point| !point.name.starts_with("scalable."))
+}
 
 /// Kills a process at `point` of `operation`. False if it does not come by there so often.
 fn kill_at(operation: &Operation, point: &'static str, passes: u32) -> Result<bool, String> {
@@ -29,7 +34,7 @@ fn nothing_is_lost_at_any_crash_point() {
     let mut failures = Vec::new();
     let mut reached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for operation in OPERATIONS.iter().filter(|operation| operation.name.contains(&only)) {
-        for point in CRASH_POINTS {
+        for point in points() {
             for passes in 0..PASSES {
                 match kill_at(operation, point.name, passes) {
                     Ok(true) => kills += 1,
@@ -48,7 +53,7 @@ fn nothing_is_lost_at_any_crash_point() {
         }
     }
     let mut table = String::new();
-    for point in CRASH_POINTS {
+    for point in points() {
         let operations = reached.get(point.name).map_or(&[][..], Vec::as_slice);
         table += &format!("{:28} {:3}  {}\n", point.name, operations.len(), operations.join("; "));
     }
@@ -57,11 +62,8 @@ fn nothing_is_lost_at_any_crash_point() {
     let _ = std::io::stderr().write_all(summary.as_bytes());
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     if only.is_empty() {
-        let missed: Vec<_> = CRASH_POINTS
-            .iter()
-            .map(|p| p.name)
-            .filter(|name| !reached.contains_key(name))
-            .collect();
+        let missed: Vec<_> =
+            points().map(|p| p.name).filter(|name| !reached.contains_key(name)).collect();
         assert!(missed.is_empty(), "no operation comes by {missed:?}");
     }
 }

@@ -2,6 +2,7 @@
 
 mod contexts;
 mod malloc;
+mod scalable_page;
 mod segment;
 mod stack;
 pub(crate) mod thread_local;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use self::malloc::MallocAllocator;
+pub use self::scalable_page::ScalablePageAllocator;
 pub use self::stack::StackAllocator;
 pub(crate) use self::thread_local::segment_capacity;
 use crate::backend::Backend;
@@ -168,6 +170,8 @@ pub enum AllocatorKind {
     /// A heap for each thread of each process, with lock-free frees between them.
     #[default]
     ThreadLocal,
+    /// One table of free pages for all, under a lock that survives its holder.
+    ScalablePage,
     /// A bump pointer: what is allocated is mostly freed all at once.
     Stack,
     /// The process's own malloc; not shared.
@@ -179,6 +183,7 @@ impl AllocatorKind {
     const fn to_u32(self) -> u32 {
         match self {
             Self::Malloc => 1,
+            Self::ScalablePage => 2,
             Self::ThreadLocal => thread_local::KIND,
             Self::Stack => 4,
         }
@@ -188,6 +193,7 @@ impl AllocatorKind {
     fn of_magic(magic: u64) -> Option<Self> {
         match magic {
             thread_local::MAGIC => Some(Self::ThreadLocal),
+            scalable_page::MAGIC => Some(Self::ScalablePage),
             stack::MAGIC => Some(Self::Stack),
             _ => None,
         }
@@ -198,6 +204,7 @@ impl fmt::Display for AllocatorKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ThreadLocal => "thread-local",
+            Self::ScalablePage => "scalable-page",
             Self::Stack => "stack",
             Self::Malloc => "malloc",
         })
@@ -210,12 +217,13 @@ impl FromStr for AllocatorKind {
     fn from_str(word: &str) -> Result<Self, Self::Err> {
         match word {
             "thread-local" => Ok(Self::ThreadLocal),
+            "scalable-page" => Ok(Self::ScalablePage),
             "stack" => Ok(Self::Stack),
             "malloc" => Ok(Self::Malloc),
             other => Err(UnknownName {
                 what: "allocator",
                 found: other.to_owned(),
-                expected: "thread-local, stack or malloc",
+                expected: "thread-local, scalable-page, stack or malloc",
             }),
         }
     }
