@@ -79,6 +79,14 @@ points! {
     "scalable.mend_cached", "caches and sums half made, by one who mended", "the next one mends";
     "scalable.mended", "all in order, but not said to be", "the next one mends";
     "scalable.done", "a lock that the dead hold, all in order", "the next one takes the lock over";
+    "queue.laid_out", "a queue's block without its magic number", "nothing: whoever has its offset frees it";
+    "queue.claimed", "a pusher held by the dead", "whoever needs a pusher takes it over";
+    "queue.announced", "a pusher whose exchange did not happen", "the next holder finds the place without the node";
+    "queue.exchanged", "a pusher whose exchange may have happened", "the next holder finds the node at its place, or settled";
+    "queue.pushed", "a message beyond the tail", "whoever looks at the tail moves it on";
+    "queue.popped", "a head at a place that was emptied", "whoever looks at the head moves it on";
+    "queue.unannounced", "a message that nobody was woken for", "nothing: who waits looks again by itself";
+    "queue.waking", "an event that nobody was woken for", "nothing: who waits looks again by itself";
 }
 
 /// Dies here if the environment or [`arm`] says so.

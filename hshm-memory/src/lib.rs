@@ -48,6 +48,7 @@
 
 mod allocator;
 pub mod backend;
+pub mod collections;
 mod context;
 #[doc(hidden)]
 pub mod crash;

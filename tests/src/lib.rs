@@ -13,6 +13,7 @@ pub mod ring;
 pub mod segment;
 pub mod stamp;
 pub mod tidy;
+pub mod traffic;
 
 /// The README's example compiles.
 #[cfg(doctest)]

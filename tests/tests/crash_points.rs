@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 
-use hshm_memory::crash::{CRASH_POINTS, CrashPoint, arm};
+use hshm_memory::crash::arm;
+use hshm_tests::crash::allocator_points;
 use hshm_tests::crash::operations::{OPERATIONS, Operation};
 use hshm_tests::crash::process;
 use hshm_tests::crash::stage::Stage;
@@ -12,11 +13,6 @@ use nix::sys::signal::{Signal, kill};
 
 /// How often a point is passed at most before the death.
 const PASSES: u32 = 9;
-
-/// Those of the thread-local allocator.
-fn points() -> impl Iterator<Item = &'static CrashPoint> {
-    CRASH_POINTS.iter().filter(|point| !point.name.starts_with("scalable."))
-}
 
 /// Kills a process at `point` of `operation`. False if it does not come by there so often.
 fn kill_at(operation: &Operation, point: &'static str, passes: u32) -> Result<bool, String> {
@@ -34,7 +30,7 @@ fn nothing_is_lost_at_any_crash_point() {
     let mut failures = Vec::new();
     let mut reached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for operation in OPERATIONS.iter().filter(|operation| operation.name.contains(&only)) {
-        for point in points() {
+        for point in allocator_points() {
             for passes in 0..PASSES {
                 match kill_at(operation, point.name, passes) {
                     Ok(true) => kills += 1,
@@ -53,7 +49,7 @@ fn nothing_is_lost_at_any_crash_point() {
         }
     }
     let mut table = String::new();
-    for point in points() {
+    for point in allocator_points() {
         let operations = reached.get(point.name).map_or(&[][..], Vec::as_slice);
         table += &format!("{:28} {:3}  {}\n", point.name, operations.len(), operations.join("; "));
     }
@@ -63,7 +59,7 @@ fn nothing_is_lost_at_any_crash_point() {
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     if only.is_empty() {
         let missed: Vec<_> =
-            points().map(|p| p.name).filter(|name| !reached.contains_key(name)).collect();
+            allocator_points().map(|p| p.name).filter(|name| !reached.contains_key(name)).collect();
         assert!(missed.is_empty(), "no operation comes by {missed:?}");
     }
 }

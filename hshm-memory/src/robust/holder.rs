@@ -26,7 +26,7 @@ thread_local! {
 
 /// The calling thread.
 #[inline]
-pub(super) fn current() -> io::Result<ProcessId> {
+pub(crate) fn current() -> io::Result<ProcessId> {
     match SELF.get() {
         Some(thread) => Ok(thread),
         None => look_up(),

@@ -12,14 +12,14 @@
 //! Here nothing that stands in the lock is ever followed: any bytes at all are a lock, and at worst
 //! one that is held by somebody else, which ends with an error when the patience does.
 
-mod holder;
+pub(crate) mod holder;
 #[cfg(test)]
 #[cfg(hshm_loom)]
 mod loom_robust;
 #[cfg(test)]
 #[cfg(not(hshm_loom))]
 mod tests;
-mod wait;
+pub(crate) mod wait;
 
 use std::cell::Cell;
 use std::fmt;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::sync::AtomicU32;
 
 /// Offers the processor to whoever else is ready.
-pub(super) fn turn() {
+pub(crate) fn turn() {
     #[cfg(not(hshm_loom))]
     std::thread::yield_now();
     #[cfg(hshm_loom)]
@@ -16,7 +16,7 @@ pub(super) fn turn() {
 /// Sleeps as long as `word` is `expected`, until somebody wakes this thread, or for `timeout`. It may
 /// wake up for no reason.
 #[cfg(all(target_os = "linux", not(hshm_loom)))]
-pub(super) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
+pub(crate) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
     use std::ptr;
 
     let time = libc::timespec {
@@ -43,24 +43,33 @@ pub(super) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
     }
 }
 
-/// Wakes one of those who sleep on `word`.
+/// Wakes up to `most` of those who sleep on `word`. How many that were.
 #[cfg(all(target_os = "linux", not(hshm_loom)))]
-pub(super) fn wake_one(word: &AtomicU32) {
+pub(crate) fn wake(word: &AtomicU32, most: i32) -> u32 {
     // SAFETY: [ffi] only the word's address is used, not its bytes.
-    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, 1) };
+    let woken =
+        unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, most.max(0)) };
+    u32::try_from(woken).unwrap_or(0)
+}
+
+/// Wakes one of those who sleep on `word`.
+pub(crate) fn wake_one(word: &AtomicU32) {
+    wake(word, 1);
 }
 
 /// Where there is no futex that processes share: a short sleep.
 #[cfg(all(not(target_os = "linux"), not(hshm_loom)))]
-pub(super) fn sleep_on(_: &AtomicU32, _: u32, timeout: Duration) {
+pub(crate) fn sleep_on(_: &AtomicU32, _: u32, timeout: Duration) {
     std::thread::sleep(timeout.min(Duration::from_millis(1)));
 }
 
 #[cfg(hshm_loom)]
-pub(super) fn sleep_on(_: &AtomicU32, _: u32, _: Duration) {
+pub(crate) fn sleep_on(_: &AtomicU32, _: u32, _: Duration) {
     loom::thread::yield_now();
 }
 
 /// Nobody sleeps for long.
 #[cfg(any(not(target_os = "linux"), hshm_loom))]
-pub(super) fn wake_one(_: &AtomicU32) {}
+pub(crate) fn wake(_: &AtomicU32, _: i32) -> u32 {
+    0
+}

@@ -11,3 +11,14 @@ pub mod stage;
 pub mod stepper;
 pub mod verdict;
 pub mod world;
+
+use hshm_memory::crash::{CRASH_POINTS, CrashPoint};
+
+/// The points of what has tests of its own.
+const ELSEWHERE: &[&str] = &["scalable.", "queue."];
+
+/// The crash points that the operations listed come by.
+pub fn allocator_points() -> impl Iterator<Item = &'static CrashPoint> {
+    let elsewhere = |point: &&CrashPoint| ELSEWHERE.iter().any(|of| point.name.starts_with(of));
+    CRASH_POINTS.iter().filter(move |point| !elsewhere(point))
+}

@@ -4,6 +4,7 @@ mod exchange;
 mod fork;
 mod full;
 mod scribbled;
+mod traffic;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -36,6 +37,10 @@ fn main() -> ExitCode {
             exchange_as_client(name, socket, number(side))
         }
         ["call-as-client", name, socket] => call_as_client(name, socket),
+        ["send", name, sender, count] => {
+            traffic::send(&attach_as_told(name), number(sender), number(count));
+        }
+        ["receive", name] => traffic::receive(&attach_as_told(name)),
         ["scribbled", name, seed] => scribbled::run(&attach_as_told(name), number(seed)),
         _ => {
             say("unknown role");
