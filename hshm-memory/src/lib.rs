@@ -53,6 +53,7 @@ mod context;
 #[doc(hidden)]
 pub mod crash;
 mod error;
+mod local_alloc;
 mod manager;
 mod options;
 mod pointer;
@@ -70,6 +71,7 @@ pub use allocator::{
 pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
+pub use local_alloc::LocalAlloc;
 pub use manager::{InitBackend, ManagerError, MemoryBackendId, MemoryManager, memory_manager};
 pub use options::{HeapOptions, InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
