@@ -44,11 +44,11 @@ fn push_by_the_dead(heap: &ThreadLocalAllocator, block: OffsetPointer) {
     let offset = block.offset_bytes();
     let (unit, tag) = view.page_of(offset).unwrap();
     let page = Page::new(view, unit, tag);
-    let (start, blocks) = (page.start(), page.carved());
-    let place = Place { page: start, offset_in_page: offset - start, blocks };
+    let place = Place { page: page.start(), offset_in_page: offset - page.start() };
     let mark = Mark { slot: DEAD, sequence: SEQUENCE };
     let (list, link) = (&page.descriptor().remote, view.word(offset).unwrap());
-    assert_eq!(push(list, link, place, mark, |slot| pusher(view, slot), || true), Ok(true));
+    let carved = || page.carved_while_it_stands();
+    assert_eq!(push(list, link, place, mark, |slot| pusher(view, slot), carved), Ok(true));
 }
 
 fn collect(heap: &ThreadLocalAllocator) {

@@ -348,14 +348,10 @@ fn free_for_dead(
 /// The dead's own push, with its own mark: should this recoverer die too, the next one can tell.
 fn push_as_dead(view: &View, id: u32, page: &Page<'_>, offset: u64, operation: Operation) -> bool {
     let Some(link) = view.word(offset) else { return true };
-    let place = super::remote::Place {
-        page: page.start(),
-        offset_in_page: offset - page.start(),
-        blocks: page.carved(),
-    };
+    let place = super::remote::Place { page: page.start(), offset_in_page: offset - page.start() };
     let mark = Mark { slot: id, sequence: operation.sequence() };
-    let still_valid = || view.tag(page.unit) == Some(page.tag);
+    let carved = || page.carved_while_it_stands();
     let pusher_of = |slot| super::page::pusher(view, slot);
     let list = &page.descriptor().remote;
-    !matches!(super::remote::push(list, link, place, mark, pusher_of, still_valid), Ok(false))
+    !matches!(super::remote::push(list, link, place, mark, pusher_of, carved), Ok(false))
 }

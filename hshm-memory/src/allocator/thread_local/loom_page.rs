@@ -62,9 +62,9 @@ impl Page {
 
     /// A remote free and the look after it: [`super::heap::Heap::free_remotely`].
     fn free(&self, owner: u32, block: usize) -> Option<u32> {
-        let place = Place { page: PAGE, offset_in_page: block as u64 * 16, blocks: BLOCKS };
+        let place = Place { page: PAGE, offset_in_page: block as u64 * 16 };
         let link = &self.links[block];
-        let pushed = push(&self.remote, link, place, Mark::default(), |_| None, || true);
+        let pushed = push(&self.remote, link, place, Mark::default(), |_| None, || Some(BLOCKS));
         assert_eq!(pushed, Ok(true));
         let tag = tag_after_push(&self.tag);
         if tag.owner() == 0 { self.adopt(tag, owner) } else { None }

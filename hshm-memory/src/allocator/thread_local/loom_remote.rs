@@ -49,10 +49,15 @@ impl World {
 
     fn push(&self, page: usize, block: usize, mark: Mark) {
         let page = &self.pages[page];
-        let place =
-            Place { page: page.start, offset_in_page: block as u64 * BLOCK_BYTES, blocks: BLOCKS };
-        let pushed =
-            push(&page.list, &page.links[block], place, mark, |slot| self.pusher_of(slot), || true);
+        let place = Place { page: page.start, offset_in_page: block as u64 * BLOCK_BYTES };
+        let pushed = push(
+            &page.list,
+            &page.links[block],
+            place,
+            mark,
+            |slot| self.pusher_of(slot),
+            || Some(BLOCKS),
+        );
         assert_eq!(pushed, Ok(true));
     }
 

@@ -68,6 +68,12 @@ impl<'v> Page<'v> {
         self.descriptor().carved.load(Ordering::Relaxed).min(self.blocks())
     }
 
+    /// How many blocks were carved from it, unless its owner changed. For who frees to it: a count from
+    /// before its remote list was read may be less than what that list has by now.
+    pub(super) fn carved_while_it_stands(&self) -> Option<u32> {
+        (self.view.tag(self.unit) == Some(self.tag)).then(|| self.carved())
+    }
+
     /// Whether its unit is still a page of its class, whoever has it.
     pub(super) fn still_stands(&self) -> bool {
         let now = self.view.tag(self.unit);

@@ -110,18 +110,14 @@ impl Heap {
         mark: Mark,
     ) -> Result<bool, AllocError> {
         let Some(link) = self.view.word(offset) else { return Ok(false) };
-        let place = Place {
-            page: page.start(),
-            offset_in_page: offset - page.start(),
-            blocks: page.carved(),
-        };
+        let place = Place { page: page.start(), offset_in_page: offset - page.start() };
         let pushed = remote::push(
             &page.descriptor().remote,
             link,
             place,
             mark,
             |slot| pusher(&self.view, slot),
-            || self.view.tag(page.unit) == Some(page.tag),
+            || page.carved_while_it_stands(),
         );
         if !pushed.map_err(|remote::Overfull| freed_twice(offset))? {
             return Ok(false);

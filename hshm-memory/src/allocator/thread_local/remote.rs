@@ -31,24 +31,23 @@ pub(crate) struct Mark {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Overfull;
 
-/// Puts the block at `place` on `list`, its page's. `link` is the block's first word. `still_valid` is asked after the list was
-/// read: whether the page is still what the caller took it for.
+/// Puts the block at `place` on `list`, its page's. `link` is the block's first word. `carved` is
+/// asked after the list was read, so that it is never less than what the list was made of: how many
+/// blocks were carved from the page, or None if it is not what the caller took it for any more.
 pub(crate) fn push<'s>(
     list: &AtomicU64,
     link: &AtomicU64,
     place: Place,
     mark: Mark,
     pusher_of: impl Fn(u32) -> Option<Pusher<'s>>,
-    still_valid: impl Fn() -> bool,
+    carved: impl Fn() -> Option<u32>,
 ) -> Result<bool, Overfull> {
     // ORDER: Acquire pairs with the Release below and in `take`, so that acknowledging sees the
     // pusher's journal.
     let mut word = Remote(list.load(Ordering::Acquire));
     loop {
-        if !still_valid() {
-            return Ok(false);
-        }
-        if word.count() >= place.blocks {
+        let Some(blocks) = carved() else { return Ok(false) };
+        if word.count() >= blocks {
             return Err(Overfull);
         }
         // ORDER: Relaxed: the block is ours until the compare-and-swap below publishes it.
@@ -74,8 +73,6 @@ pub(crate) struct Place {
     pub(crate) page: u64,
     /// The block's distance from there.
     pub(crate) offset_in_page: u64,
-    /// Blocks that were carved from the page.
-    pub(crate) blocks: u32,
 }
 
 /// Empties `list`. `prepare` is told what will be taken before it is: it puts the list where
