@@ -343,8 +343,23 @@ impl ThreadLocalAllocator {
         cell: OffsetPointer,
         bytes: usize,
     ) -> Result<OffsetPointer, AllocError> {
+        self.aligned_allocate_into(cell, bytes, GRANULE_BYTES)
+    }
+
+    /// [`ThreadLocalAllocator::allocate_into`] of a block aligned to `align`, a power of two up to
+    /// 2 MiB.
+    ///
+    /// # Errors
+    /// [`AllocError::BadAlignment`], and as [`ThreadLocalAllocator::allocate_into`].
+    pub fn aligned_allocate_into(
+        &self,
+        cell: OffsetPointer,
+        bytes: usize,
+        align: usize,
+    ) -> Result<OffsetPointer, AllocError> {
+        let align = if align.is_power_of_two() { align.max(GRANULE_BYTES) } else { align };
         let offset = tls::with_heap(&self.inner, |heap| {
-            heap.allocate_into(cell.offset_bytes(), bytes, GRANULE_BYTES)
+            heap.allocate_into(cell.offset_bytes(), bytes, align)
         })?;
         Ok(OffsetPointer::new(offset))
     }
