@@ -98,11 +98,13 @@ pub enum AllocError {
         /// The most that could be.
         limit_bytes: u64,
     },
-    /// The alignment is no power of two, or beyond 2 MiB.
-    #[error("an alignment of {align} cannot be had: it must be a power of two, at most {limit}", limit = crate::backend::BASE_ALIGN)]
+    /// The alignment is no power of two, or beyond what the memory's own beginning has.
+    #[error("an alignment of {align} cannot be had: it must be a power of two, at most {limit}")]
     BadAlignment {
         /// What was asked for.
         align: usize,
+        /// The largest that the allocator's memory can promise, in bytes.
+        limit: usize,
     },
     /// The segment has memory, but the machine does not.
     #[error(transparent)]

@@ -169,14 +169,14 @@ impl MallocAllocator {
 
     fn layout(bytes: usize, align: usize) -> Result<Layout, AllocError> {
         if !align.is_power_of_two() || align > BASE_ALIGN {
-            return Err(AllocError::BadAlignment { align });
+            return Err(AllocError::BadAlignment { align, limit: BASE_ALIGN });
         }
         let limit = isize::MAX.cast_unsigned() - BASE_ALIGN;
         let too_large = AllocError::TooLarge { bytes: bytes as u64, limit_bytes: limit as u64 };
         let rounded = bytes.max(1).checked_next_multiple_of(GRANULE_BYTES);
         match rounded.filter(|&rounded| rounded <= limit) {
             Some(size) => Layout::from_size_align(size, align.max(GRANULE_BYTES))
-                .map_err(|_| AllocError::BadAlignment { align }),
+                .map_err(|_| AllocError::BadAlignment { align, limit: BASE_ALIGN }),
             None => Err(too_large),
         }
     }

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use super::AllocatorKind;
-use crate::backend::{BASE_ALIGN, Backend, BackendError};
+use crate::backend::{Backend, BackendError};
 use crate::error::{AllocError, SegmentError};
 use crate::options::HeapOptions;
 use crate::pointer::{AllocatorId, OffsetPointer};
@@ -177,6 +177,8 @@ impl Geometry {
 pub(super) struct Segment {
     backend: Arc<dyn Backend>,
     base: NonNull<u8>,
+    /// The largest alignment that blocks can have.
+    align_limit: usize,
     geometry: Geometry,
     format: Format,
     /// How much of the address range has memory behind it, as far as this process has looked.
@@ -246,8 +248,9 @@ impl Segment {
     }
 
     fn over(backend: Arc<dyn Backend>, geometry: Geometry, format: Format) -> Self {
-        let base = backend.base();
-        let segment = Self { backend, base, geometry, format, limit: AtomicU64::new(0) };
+        let (base, align_limit) = (backend.base(), backend.alignment());
+        let segment =
+            Self { backend, base, align_limit, geometry, format, limit: AtomicU64::new(0) };
         segment.refresh_limit();
         segment
     }
@@ -361,11 +364,11 @@ impl Segment {
 
     /// Refuses an alignment that this memory cannot promise.
     pub(super) fn validate_align(&self, align: usize) -> Result<u64, AllocError> {
-        let _ = self;
-        if align.is_power_of_two() && align <= BASE_ALIGN {
+        let limit = self.align_limit;
+        if align.is_power_of_two() && align <= limit {
             Ok((align as u64).max(GRANULE_BYTES))
         } else {
-            Err(AllocError::BadAlignment { align })
+            Err(AllocError::BadAlignment { align, limit })
         }
     }
 

@@ -26,14 +26,18 @@ pub use self::name::{MAX_NAME_BYTES, validate_name};
 pub use self::posix_shm::PosixShmMmap;
 use crate::options::UnknownName;
 
-/// The boundary at which a backend begins in every process, and so the largest alignment that an
-/// allocator over it can promise, in bytes.
+/// The boundary, in bytes, at which a backend begins in every process if the place is ours to
+/// choose, and so the largest alignment that an allocator over it can promise.
 pub const BASE_ALIGN: usize = 2 << 20;
+
+/// The least alignment, in bytes, that a backend's beginning can have: allocators lay their tables
+/// out in pages of this size.
+pub const MIN_ALIGN: usize = 4096;
 
 /// Contiguous memory, mapped into this process for as long as the value lives.
 ///
 /// # Safety
-/// An implementation promises that `base` is aligned to [`BASE_ALIGN`], that `[base, base +
+/// An implementation promises that `base` is a multiple of `alignment`, that `[base, base +
 /// capacity_bytes)` is mapped in this process alone for this backend until the value is dropped,
 /// and that the first `committed_bytes` of it can be read and written without a signal once
 /// [`Backend::populate`] has succeeded for them. `committed_bytes` never shrinks.
@@ -43,6 +47,12 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
 
     /// Where the memory begins in this process.
     fn base(&self) -> NonNull<u8>;
+
+    /// The largest alignment, in bytes, that `base` has in every process: a power of two, at least
+    /// [`MIN_ALIGN`]. It never changes.
+    fn alignment(&self) -> usize {
+        BASE_ALIGN
+    }
 
     /// Length of the address range, in bytes.
     fn capacity_bytes(&self) -> u64;

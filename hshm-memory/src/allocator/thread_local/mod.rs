@@ -270,7 +270,8 @@ impl ThreadLocalAllocator {
         self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)
     }
 
-    /// Allocates `bytes` bytes aligned to `align`, a power of two up to 2 MiB.
+    /// Allocates `bytes` bytes aligned to `align`, a power of two up to what the backend's own
+    /// beginning has ([`Backend::alignment`]): 2 MiB, for all memory that the kernel maps.
     ///
     /// # Errors
     /// [`AllocError::BadAlignment`], and as [`ThreadLocalAllocator::allocate`].

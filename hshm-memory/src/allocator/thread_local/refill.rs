@@ -8,7 +8,7 @@ use super::recover;
 use super::size_class::{MEDIUM_MAX_BYTES, SMALL_CLASSES, class_of};
 use super::units;
 use super::words::{Kind, List, Tag, unit_start};
-use crate::backend::{BASE_ALIGN, BackendError};
+use crate::backend::BackendError;
 use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::sync::Ordering;
@@ -37,8 +37,9 @@ pub(super) enum Request {
 impl Heap {
     /// What it takes to hold `bytes` at a multiple of `align`.
     pub(super) fn request(&self, bytes: usize, align: usize) -> Result<Request, AllocError> {
-        if !align.is_power_of_two() || align > BASE_ALIGN {
-            return Err(AllocError::BadAlignment { align });
+        let limit = self.view.align_limit();
+        if !align.is_power_of_two() || align > limit {
+            return Err(AllocError::BadAlignment { align, limit });
         }
         // A multiple of the alignment gets a class whose blocks all lie at one: classes are a power
         // of two apart, and pages begin at multiples of their size.

@@ -21,6 +21,8 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 pub(crate) struct View {
     backend: Arc<dyn Backend>,
     base: NonNull<u8>,
+    /// The largest alignment that blocks can have.
+    align_limit: usize,
     pub(crate) geometry: Geometry,
     pub(crate) identity: Identity,
     /// How much of the address range has a file behind it, as far as this process has looked.
@@ -37,8 +39,9 @@ impl View {
     /// `geometry` must have been computed or validated for this very backend.
     pub(super) fn new(backend: Arc<dyn Backend>, geometry: Geometry, identity: Identity) -> Self {
         assert!(geometry.capacity <= backend.capacity_bytes(), "the geometry fits the mapping");
-        let view =
-            Self { base: backend.base(), backend, geometry, identity, limit: AtomicU64::new(0) };
+        let (base, align_limit) = (backend.base(), backend.alignment());
+        let limit = AtomicU64::new(0);
+        let view = Self { backend, base, align_limit, geometry, identity, limit };
         view.refresh_limit();
         view
     }
@@ -53,6 +56,10 @@ impl View {
 
     pub(super) fn base(&self) -> NonNull<u8> {
         self.base
+    }
+
+    pub(super) fn align_limit(&self) -> usize {
+        self.align_limit
     }
 
     /// Asks the kernel how long the segment is, and remembers it.

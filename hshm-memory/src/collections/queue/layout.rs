@@ -158,7 +158,8 @@ impl<'m> Parts<'m> {
         let bytes = geometry.block_bytes()? - ALIGN;
         let base = allocator.resolve(control_at(allocator, place)?, bytes)?;
         if !base.addr().get().is_multiple_of(ALIGN) {
-            return Err(AllocError::BadAlignment { align: ALIGN }.into());
+            let limit = 1 << base.addr().get().trailing_zeros();
+            return Err(AllocError::BadAlignment { align: ALIGN, limit }.into());
         }
         let at = |start: usize| {
             // SAFETY: [mapped] all parts begin in the `bytes` bytes that were resolved.
