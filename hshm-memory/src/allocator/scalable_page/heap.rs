@@ -282,12 +282,17 @@ impl<'s> Heap<'s> {
     ) -> Result<Option<Page>, AllocError> {
         let mut best: Option<(u64, Page)> = None;
         let mut link = self.cache(cache).load(Ordering::Relaxed);
-        // A list that leads into itself ends here, too.
+        let mut from = 0;
         for _ in 0..glances {
             if link == 0 {
                 break;
             }
             let page = self.cached(link, cache)?;
+            let (next, back) = self.links(link)?;
+            // Each page names the one before: a list that leads into itself ends here.
+            if back != from {
+                return corrupt(link, "a cache's links contradict one another");
+            }
             if let Some(waste) = fits(page)
                 && best.is_none_or(|(least, _)| waste < least)
             {
@@ -296,7 +301,8 @@ impl<'s> Heap<'s> {
                     break;
                 }
             }
-            link = self.next_link(link)?.load(Ordering::Relaxed);
+            from = link;
+            link = next;
         }
         Ok(best.map(|(_, page)| page))
     }
