@@ -168,8 +168,7 @@ mod armed {
         }
         let last = PASSES.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
         if last.is_err() {
-            let this = nix::unistd::getpid();
-            let _ = nix::sys::signal::kill(this, nix::sys::signal::Signal::SIGKILL);
+            crate::platform::kill_this_process();
         }
     }
 }

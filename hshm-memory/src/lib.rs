@@ -56,6 +56,7 @@ mod error;
 mod local_alloc;
 mod manager;
 mod options;
+mod platform;
 mod pointer;
 mod process;
 pub mod report;

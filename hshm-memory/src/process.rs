@@ -1,11 +1,20 @@
 //! Which process holds a worker slot, and whether it still lives.
 
+#[cfg(unix)]
+mod procfs;
+#[cfg(windows)]
+mod windows;
+
 use std::fmt;
-use std::fs;
 use std::io;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+
+#[cfg(unix)]
+use self::procfs as os;
+#[cfg(windows)]
+use self::windows as os;
 
 /// A process that cannot be mistaken for a later one with the same number: the process id together
 /// with the time it started.
@@ -16,23 +25,27 @@ use serde::{Deserialize, Serialize};
     Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
 pub struct ProcessId {
-    /// The process id, below 2^22 (the kernel's `PID_MAX_LIMIT`).
+    /// The process id: below 2^22 (the kernel's `PID_MAX_LIMIT`) on Linux, a multiple of four below
+    /// 2^24 on Windows.
     pub pid: u32,
-    /// When the process started, in clock ticks since boot (field 22 of `/proc/PID/stat`), modulo
-    /// 2^34, which at 100 ticks a second is five years.
+    /// When the process started, modulo 2^34, which at 100 ticks a second is five years: in clock
+    /// ticks since boot (field 22 of `/proc/PID/stat`) on Linux, in hundredths of a second since 1601
+    /// on Windows.
     pub start_ticks: u64,
 }
 
 /// Bits of [`ProcessId::start_ticks`] that are kept.
-pub(crate) const START_TICKS_BITS: u32 = 34;
-/// Bits of [`ProcessId::pid`].
-pub(crate) const PID_BITS: u32 = 22;
+const START_TICKS_BITS: u32 = 34;
+const START_TICKS_MASK: u64 = (1 << START_TICKS_BITS) - 1;
+/// Bits that [`ProcessId::pid`] is kept in.
+const PID_BITS: u32 = 22;
 
 impl ProcessId {
     /// The calling process.
     ///
     /// # Errors
-    /// If `/proc` is not mounted, or hides the caller's own entry.
+    /// On Linux, if `/proc` is not mounted or hides the caller's own entry. On Windows, if the process's
+    /// number is beyond 2^24, as it may be where millions of threads live at once.
     pub fn current() -> io::Result<Self> {
         // Read once: the answer only changes by a fork, which changes the pid.
         static KNOWN: Mutex<Option<ProcessId>> = Mutex::new(None);
@@ -54,10 +67,10 @@ impl ProcessId {
     /// The process that has number `pid` now.
     ///
     /// # Errors
-    /// `NotFound` if there is none; `InvalidData` if `/proc/PID/stat` cannot be understood.
+    /// `NotFound` if there is none; `PermissionDenied` if the system does not tell this caller;
+    /// `InvalidData` if what it tells cannot be understood.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        Ok(Self { pid, start_ticks: parse_stat(&stat)?.start_ticks })
+        os::identify(pid)
     }
 
     /// Whether this very process runs, rather than none or a later one with the same number.
@@ -68,54 +81,45 @@ impl ProcessId {
     /// memory from the living is the worse mistake.
     #[must_use]
     pub fn is_alive(self) -> bool {
-        match fs::read_to_string(format!("/proc/{}/stat", self.pid)) {
-            Ok(stat) => match parse_stat(&stat) {
-                Ok(stat) => {
-                    let ended = matches!(stat.state, 'Z' | 'X' | 'x') && stat.threads <= 1;
-                    stat.start_ticks == self.start_ticks && !ended
-                }
-                Err(_) => true,
-            },
-            // Not there, or gone between open and read (ESRCH). A /proc mounted with hidepid hides
-            // other users' processes, so the kernel is asked once more.
-            Err(error)
-                if error.kind() == io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(libc::ESRCH) =>
-            {
-                let pid = nix::unistd::Pid::from_raw(self.pid.cast_signed());
-                self.pid != 0 && nix::sys::signal::kill(pid, None) != Err(nix::errno::Errno::ESRCH)
-            }
-            Err(_) => true,
-        }
+        os::is_alive(self)
     }
+
+    /// Bits that [`ProcessId::to_bits`] fills.
+    pub(crate) const BITS: u32 = START_TICKS_BITS + PID_BITS;
+
+    /// The whole of it: bits 0-33 the start time, 34-55 the pid, without the bits that are always
+    /// zero on this system.
+    pub(crate) const fn to_bits(self) -> u64 {
+        let pid = (self.pid >> os::PID_ZERO_BITS) as u64 & ((1 << PID_BITS) - 1);
+        pid << START_TICKS_BITS | self.start_ticks & START_TICKS_MASK
+    }
+
+    /// Out of such bits; those above are ignored.
+    pub(crate) const fn from_bits(bits: u64) -> Self {
+        #[allow(clippy::cast_possible_truncation, reason = "masked to 22 bits")]
+        let pid = (bits >> START_TICKS_BITS & ((1 << PID_BITS) - 1)) as u32;
+        Self { pid: pid << os::PID_ZERO_BITS, start_ticks: bits & START_TICKS_MASK }
+    }
+}
+
+/// Whether two threads of one process have different names.
+pub(crate) const NAMES_THREADS: bool = os::NAMES_THREADS;
+
+/// The calling thread, named as a process is: by its number, which is nobody else's, and the time at
+/// which it started. Where threads cannot be told apart like that, its process.
+pub(crate) fn this_thread() -> io::Result<ProcessId> {
+    os::this_thread()
+}
+
+/// Whether the thread that [`this_thread`] named runs; unsure as in [`ProcessId::is_alive`].
+pub(crate) fn is_thread_alive(thread: ProcessId) -> bool {
+    os::is_thread_alive(thread)
 }
 
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.pid)
     }
-}
-
-/// What `/proc/PID/stat` says of a process.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    state: char,
-    /// How many threads it has; the first counts until all have ended.
-    threads: u64,
-    /// Modulo 2^34.
-    start_ticks: u64,
-}
-
-fn parse_stat(stat: &str) -> io::Result<Stat> {
-    let bad = || io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/PID/stat");
-    // The command's name stands in parentheses and may hold anything, also parentheses and blanks.
-    let (_, rest) = stat.rsplit_once(')').ok_or_else(bad)?;
-    let mut fields = rest.split_ascii_whitespace();
-    let state = fields.next().and_then(|f| f.chars().next()).ok_or_else(bad)?;
-    // `state` is field 3: the 20th is 16 further on after it, the 22nd one more after that.
-    let threads = fields.nth(16).and_then(|f| f.parse().ok()).ok_or_else(bad)?;
-    let start: u64 = fields.nth(1).and_then(|f| f.parse().ok()).ok_or_else(bad)?;
-    Ok(Stat { state, threads, start_ticks: start & ((1 << START_TICKS_BITS) - 1) })
 }
 
 #[cfg(test)]
@@ -127,65 +131,5 @@ mod tests {
         let me = ProcessId::current().unwrap();
         assert!(me.is_alive());
         assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me }.is_alive());
-    }
-
-    #[test]
-    fn a_command_name_with_parentheses_is_no_obstacle() {
-        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
-        let expected = Stat { state: 'S', threads: 1, start_ticks: 4242 };
-        assert_eq!(parse_stat(stat).unwrap(), expected);
-        assert!(parse_stat("7 (x S 1").is_err());
-    }
-
-    #[test]
-    fn a_zombie_is_dead() {
-        let mut child = std::process::Command::new("true").spawn().unwrap();
-        let id = ProcessId::of(child.id()).unwrap();
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while id.is_alive() {
-            assert!(std::time::Instant::now() < deadline, "the child never became a zombie");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        child.wait().unwrap();
-        assert!(!id.is_alive());
-    }
-
-    /// Its first thread ends, as after `pthread_exit`, while another goes on.
-    #[test]
-    fn a_process_without_its_first_thread_is_alive() {
-        let (end, held) = nix::unistd::pipe().unwrap();
-        // SAFETY: [ffi] the child of a process with threads calls only what is made for it: it
-        // starts one thread and makes system calls.
-        let child = match unsafe { nix::unistd::fork() }.unwrap() {
-            nix::unistd::ForkResult::Parent { child } => child,
-            nix::unistd::ForkResult::Child => {
-                drop(held);
-                std::thread::spawn(move || {
-                    // Until the parent lets go of the pipe, or ends.
-                    let _ = nix::unistd::read(&end, &mut [0]);
-                    // SAFETY: [ffi] ends the process.
-                    unsafe { libc::_exit(0) };
-                });
-                // SAFETY: [ffi] ends this thread alone.
-                unsafe { libc::syscall(libc::SYS_exit, 0) };
-                unreachable!("the thread has ended")
-            }
-        };
-        drop(end);
-        let path = format!("/proc/{child}/stat");
-        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let is_zombie = || parse_stat(&fs::read_to_string(&path).unwrap()).unwrap().state == 'Z';
-        while !is_zombie() {
-            assert!(std::time::Instant::now() < deadline, "the first thread never ended");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        let id = ProcessId::of(child.as_raw().cast_unsigned()).unwrap();
-        assert!(id.is_alive());
-        drop(held);
-        while id.is_alive() {
-            assert!(std::time::Instant::now() < deadline, "the child never ended");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        nix::sys::wait::waitpid(child, None).unwrap();
     }
 }

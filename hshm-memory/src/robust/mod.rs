@@ -17,8 +17,11 @@ pub(crate) mod holder;
 #[cfg(hshm_loom)]
 mod loom_robust;
 #[cfg(test)]
-#[cfg(not(hshm_loom))]
+#[cfg(all(unix, not(hshm_loom)))]
 mod tests;
+#[cfg(test)]
+#[cfg(not(hshm_loom))]
+mod thread_tests;
 pub(crate) mod wait;
 
 use std::cell::Cell;
@@ -27,7 +30,7 @@ use std::io;
 use std::marker::PhantomData;
 use std::time::{Duration, Instant};
 
-use crate::process::{PID_BITS, ProcessId, START_TICKS_BITS};
+use crate::process::{self, ProcessId};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// How long [`RobustLock::lock`] waits for a holder that lives: a minute. Whoever holds such a lock
@@ -128,16 +131,14 @@ impl Word {
     const FREE: Self = Self(0);
     const DIRTY: u64 = 1 << 56;
     const HELD: u64 = 1 << 60;
-    const HOLDER: u64 = (1 << (PID_BITS + START_TICKS_BITS)) - 1;
+    const HOLDER: u64 = (1 << ProcessId::BITS) - 1;
 
     const fn held(by: ProcessId, acquired: Acquired) -> Self {
-        let number = by.pid as u64 & ((1 << PID_BITS) - 1);
-        let start = by.start_ticks & ((1 << START_TICKS_BITS) - 1);
         let dirty = match acquired {
             Acquired::Clean => 0,
             Acquired::FromDead => Self::DIRTY,
         };
-        Self(Self::HELD | dirty | number << START_TICKS_BITS | start)
+        Self(Self::HELD | dirty | by.to_bits())
     }
 
     /// What stands there when nobody holds the lock.
@@ -155,10 +156,7 @@ impl Word {
         if self.0 & !(Self::HOLDER | Self::DIRTY) != Self::HELD {
             return State::Left;
         }
-        #[allow(clippy::cast_possible_truncation, reason = "masked to 22 bits")]
-        let number = (self.0 >> START_TICKS_BITS & ((1 << PID_BITS) - 1)) as u32;
-        let start_ticks = self.0 & ((1 << START_TICKS_BITS) - 1);
-        State::Held(ProcessId { pid: number, start_ticks })
+        State::Held(ProcessId::from_bits(self.0))
     }
 }
 
@@ -219,9 +217,9 @@ impl RobustLock {
             // the lock; where it holds none at all, only the first can be.
             let is_dead = |holder: ProcessId| {
                 if holder == me {
-                    holder::NAMES_THREADS && !holder::holds_any()
+                    process::NAMES_THREADS && !holder::holds_any()
                 } else {
-                    look && !holder.is_alive()
+                    look && !process::is_thread_alive(holder)
                 }
             };
             match self.attempt(me, is_dead) {
@@ -232,7 +230,7 @@ impl RobustLock {
                     }
                     return Ok(RobustGuard::new(self, me, acquired));
                 }
-                Try::Held(holder, _) if holder == me && holder::NAMES_THREADS => {
+                Try::Held(holder, _) if holder == me && process::NAMES_THREADS => {
                     return Err(LockError::Reentrant);
                 }
                 Try::Held(holder, _) if look && begun.elapsed() >= timeout => {

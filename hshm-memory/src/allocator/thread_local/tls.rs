@@ -22,6 +22,7 @@ use super::{Inner, slots};
 use crate::context::MemContext;
 use crate::error::AllocError;
 use crate::options::OnExit;
+use crate::platform;
 use crate::thread_model::{self, NoPause, by_pointer};
 
 thread_local! {
@@ -302,9 +303,7 @@ pub(super) fn watch_forks() {
     if WATCHED.load(Ordering::Acquire) {
         return;
     }
-    // SAFETY: [ffi] the three handlers are functions that live for ever. A failure (no memory
-    // at start) leaves forked children unwatched, as before the call.
-    unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(in_child)) };
+    platform::at_fork(Some(before_fork), Some(after_fork), Some(in_child));
     WATCHED.store(true, Ordering::Release);
 }
 

