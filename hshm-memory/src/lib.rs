@@ -69,7 +69,11 @@ pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use allocator::{
     Allocator, AllocatorKind, MallocAllocator, ScalablePageAllocator, ShmAllocator, StackAllocator,
 };
-pub use backend::{Backend, BackendError, BackendKind, MemfdMmap, PosixShmMmap};
+#[cfg(unix)]
+pub use backend::MemfdMmap;
+#[cfg(windows)]
+pub use backend::PosixMmapBackend;
+pub use backend::{Backend, BackendError, BackendKind, PosixShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
 pub use local_alloc::LocalAlloc;
@@ -86,8 +90,7 @@ pub use typed::{ShmBox, TypedAllocator};
 #[allow(clippy::missing_panics_doc, reason = "an example that cannot go on fails")]
 #[allow(clippy::unwrap_used, reason = "an example that cannot go on fails")]
 pub fn doc_heap() -> ThreadLocalAllocator {
-    let backend = MemfdMmap::create("example", 16 << 20, 16 << 20).unwrap();
-    let backend = std::sync::Arc::new(backend);
+    let backend = std::sync::Arc::new(backend::scratch("example", 16 << 20, 16 << 20).unwrap());
     ThreadLocalAllocator::shm_init(AllocatorId::new(0, 1), backend, &InitOptions::default())
         .unwrap()
 }

@@ -1,5 +1,6 @@
 //! Fork: the child never uses its parent's slots, and both go on.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::os::fd::AsRawFd;

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::malloc::MallocAllocator;
 pub use self::scalable_page::ScalablePageAllocator;
 pub use self::stack::StackAllocator;
+#[cfg(unix)]
 pub(crate) use self::thread_local::segment_capacity;
 use crate::backend::Backend;
 use crate::context::MemContext;

@@ -14,14 +14,12 @@ use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
 
 use super::fault::Watch;
+use super::sizes::MAX_CAPACITY_BYTES;
 use super::{BASE_ALIGN, BackendError};
 
 /// The kernel's page size as this library counts it. Kernels with larger pages (16 or 64 KiB on
 /// some Arm machines) are served too: every range rounds outwards in the kernel.
 const PAGE_BYTES: u64 = 4096;
-
-/// The largest capacity: what x86-64 and Arm give a process's address space, with room to spare.
-const MAX_CAPACITY_BYTES: u64 = 1 << 46;
 
 /// A file and the address range that it is mapped over.
 #[derive(Debug)]
@@ -201,21 +199,6 @@ pub(super) fn set_len(file: BorrowedFd<'_>, bytes: u64) -> Result<(), BackendErr
         libc::ENOSPC | libc::ENOMEM => BackendError::Full { bytes },
         _ => BackendError::system("cannot set a segment's length", errno),
     })
-}
-
-/// Checks that a size and a capacity go together, before anything is created.
-pub(super) fn validate_sizes(size_bytes: u64, capacity_bytes: u64) -> Result<(), BackendError> {
-    let bad = |why| Err(BackendError::BadSize { size_bytes, capacity_bytes, why });
-    if size_bytes == 0 {
-        return bad("the size is zero");
-    }
-    if size_bytes > capacity_bytes {
-        return bad("the size is beyond the capacity");
-    }
-    if capacity_bytes > MAX_CAPACITY_BYTES {
-        return bad("the capacity is beyond 64 TiB");
-    }
-    Ok(())
 }
 
 /// Refuses a file that cannot be a segment before it is mapped.

@@ -8,7 +8,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::mapping::{self, SharedMapping};
-use super::{Backend, BackendError, BackendKind, validate_name};
+use super::{Backend, BackendError, BackendKind, sizes, validate_name};
 
 /// An anonymous shared file. It lives as long as some process has it open or mapped, and nobody
 /// can shorten it under the others' feet.
@@ -25,7 +25,7 @@ impl MemfdMmap {
     /// [`BackendError::BadName`], [`BackendError::BadSize`], or what the kernel refuses.
     pub fn create(label: &str, size: u64, capacity: u64) -> Result<Self, BackendError> {
         validate_name(label)?;
-        mapping::validate_sizes(size, capacity)?;
+        sizes::validate(size, capacity)?;
         let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
         let file = memfd_create(label, flags)
             .map_err(|errno| BackendError::system("cannot create a memory file", errno))?;

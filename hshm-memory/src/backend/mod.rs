@@ -3,27 +3,42 @@
 //! A backend is address space for a whole *capacity*, mapped once at a 2 MiB boundary, of which the
 //! first *committed* bytes have a file behind them. Growing extends the file; nobody maps anew.
 
+#[cfg(unix)]
 mod fault;
+#[cfg(unix)]
 mod mapping;
+#[cfg(unix)]
 mod memfd;
 mod name;
+#[cfg(unix)]
 mod posix_shm;
+mod sizes;
+#[cfg(windows)]
+mod windows;
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
+#[cfg(unix)]
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::str::FromStr;
+#[cfg(unix)]
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(unix)]
 pub use self::fault::survive_truncation;
-pub(crate) use self::mapping::{file_len, read_start};
+#[cfg(unix)]
+pub(crate) use self::mapping::read_start;
+#[cfg(unix)]
 pub use self::memfd::MemfdMmap;
 pub use self::name::{MAX_NAME_BYTES, validate_name};
+#[cfg(unix)]
 pub use self::posix_shm::PosixShmMmap;
+#[cfg(windows)]
+pub use self::windows::{PosixMmapBackend, PosixShmMmap, survive_truncation};
 use crate::options::UnknownName;
 
 /// The boundary, in bytes, at which a backend begins in every process if the place is ours to
@@ -62,6 +77,7 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     fn committed_bytes(&self) -> u64;
 
     /// The file behind it, for handing to other processes.
+    #[cfg(unix)]
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
     /// Makes `range` usable without a signal: every byte of it has memory behind it afterwards.
@@ -89,6 +105,18 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     fn grow(&self, bytes: u64) -> Result<(), BackendError>;
 }
 
+/// Memory without a name, for examples and for this crate's own tests.
+#[cfg(unix)]
+pub(crate) fn scratch(label: &str, size: u64, capacity: u64) -> Result<MemfdMmap, BackendError> {
+    MemfdMmap::create(label, size, capacity)
+}
+
+/// Memory without a name, for examples and for this crate's own tests.
+#[cfg(windows)]
+pub(crate) fn scratch(_: &str, size: u64, capacity: u64) -> Result<PosixMmapBackend, BackendError> {
+    PosixMmapBackend::create(size, capacity)
+}
+
 /// A kind of backend, by the name that users write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -100,8 +128,11 @@ pub enum BackendKind {
     /// A shared file without name, sealed against shrinking, that lives as long as somebody has it
     /// open.
     Memfd,
+    /// Private memory, for the process that made it.
+    PosixMmap,
 }
 
+#[cfg(unix)]
 impl BackendKind {
     /// Opens the file that another process handed over as a backend of this kind.
     ///
@@ -111,6 +142,7 @@ impl BackendKind {
         Ok(match self {
             Self::PosixShm => Arc::new(PosixShmMmap::from_fd(fd, capacity)?),
             Self::Memfd => Arc::new(MemfdMmap::from_fd(fd, capacity)?),
+            Self::PosixMmap => return Err(BackendError::NotShared { kind: self }),
         })
     }
 }
@@ -120,6 +152,7 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::PosixShm => "posix-shm",
             Self::Memfd => "memfd",
+            Self::PosixMmap => "posix-mmap",
         })
     }
 }
@@ -131,10 +164,11 @@ impl FromStr for BackendKind {
         match word {
             "posix-shm" => Ok(Self::PosixShm),
             "memfd" => Ok(Self::Memfd),
+            "posix-mmap" => Ok(Self::PosixMmap),
             other => Err(UnknownName {
                 what: "backend",
                 found: other.to_owned(),
-                expected: "posix-shm or memfd",
+                expected: "posix-shm, memfd or posix-mmap",
             }),
         }
     }
@@ -217,7 +251,7 @@ pub enum BackendError {
 }
 
 impl BackendError {
-    pub(crate) fn system(what: &'static str, errno: nix::errno::Errno) -> Self {
-        Self::System { what, source: errno.into() }
+    pub(crate) fn system(what: &'static str, source: impl Into<io::Error>) -> Self {
+        Self::System { what, source: source.into() }
     }
 }

@@ -10,7 +10,9 @@ use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::stat::{Mode, fchmod};
 
 use super::mapping::{self, SharedMapping};
-use super::{Backend, BackendError, BackendKind, validate_name};
+use super::{Backend, BackendError, BackendKind, sizes, validate_name};
+use crate::allocator::segment_capacity;
+use crate::manager::{InitBackend, roomy};
 
 /// A named POSIX shared-memory object.
 ///
@@ -31,7 +33,7 @@ impl PosixShmMmap {
     /// kernel refuses. Nothing is left behind then.
     pub fn create(name: &str, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
         validate_name(name)?;
-        mapping::validate_sizes(size, capacity)?;
+        sizes::validate(size, capacity)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode);
         let file = shm_open(name, flags, mode).map_err(|errno| open_error(name, errno))?;
@@ -122,6 +124,25 @@ unsafe impl Backend for PosixShmMmap {
 
     fn grow(&self, bytes: u64) -> Result<(), BackendError> {
         self.mapping.grow(bytes)
+    }
+}
+
+impl InitBackend for PosixShmMmap {
+    fn shm_init(name: &str, size_bytes: u64) -> Result<Self, BackendError> {
+        Self::create(name, size_bytes, roomy(size_bytes), 0o600)
+    }
+
+    fn shm_attach(name: &str) -> Result<Self, BackendError> {
+        let file = Self::open(name)?;
+        let capacity = match segment_capacity(&file) {
+            Ok(capacity) => capacity,
+            Err(_) => roomy(mapping::file_len(file.as_fd())?),
+        };
+        Self::from_fd(file, capacity)
+    }
+
+    fn shm_destroy(name: &str) -> Result<(), BackendError> {
+        Self::unlink(name)
     }
 }
 

@@ -10,7 +10,6 @@ mod state;
 mod tests;
 
 use std::fmt;
-use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -18,8 +17,8 @@ use arc_swap::ArcSwapOption;
 
 pub use self::error::ManagerError;
 use self::state::{AllocatorEntry, BackendEntry, Named, Place, State};
-use crate::allocator::{Allocator, ShmAllocator, segment_capacity};
-use crate::backend::{Backend, BackendError, PosixShmMmap, file_len};
+use crate::allocator::{Allocator, ShmAllocator};
+use crate::backend::{Backend, BackendError};
 use crate::pointer::{AllocatorId, FullPtr, Pointer};
 use crate::typed::TypedAllocator;
 
@@ -70,27 +69,8 @@ pub trait InitBackend: Backend + Sized + 'static {
 
 /// Address space for a backend of `size_bytes` of which no more is known: for the allocator's tables,
 /// and for growing to four times its size.
-fn roomy(size_bytes: u64) -> u64 {
+pub(crate) fn roomy(size_bytes: u64) -> u64 {
     size_bytes.saturating_mul(4).max(64 << 20)
-}
-
-impl InitBackend for PosixShmMmap {
-    fn shm_init(name: &str, size_bytes: u64) -> Result<Self, BackendError> {
-        Self::create(name, size_bytes, roomy(size_bytes), 0o600)
-    }
-
-    fn shm_attach(name: &str) -> Result<Self, BackendError> {
-        let file = Self::open(name)?;
-        let capacity = match segment_capacity(&file) {
-            Ok(capacity) => capacity,
-            Err(_) => roomy(file_len(file.as_fd())?),
-        };
-        Self::from_fd(file, capacity)
-    }
-
-    fn shm_destroy(name: &str) -> Result<(), BackendError> {
-        Self::unlink(name)
-    }
 }
 
 type DestroyBackend = fn(&str) -> Result<(), BackendError>;

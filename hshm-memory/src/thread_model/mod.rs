@@ -50,6 +50,8 @@ mod argobots;
 mod pthreads;
 #[cfg(test)]
 mod tests;
+#[cfg(windows)]
+mod windows;
 
 use std::ffi::c_void;
 use std::fmt;
@@ -64,6 +66,10 @@ pub use self::argobots::Argobots;
 use self::pthreads as os;
 #[cfg(unix)]
 pub use self::pthreads::Pthreads;
+#[cfg(windows)]
+use self::windows as os;
+#[cfg(windows)]
+pub use self::windows::Windows;
 use crate::options::UnknownName;
 
 /// The thread model of this build.
@@ -72,11 +78,16 @@ pub type DefaultThreadModel = Pthreads;
 /// The thread model of this build.
 #[cfg(all(unix, feature = "argobots"))]
 pub type DefaultThreadModel = Argobots;
+/// The thread model of this build.
+#[cfg(windows)]
+pub type DefaultThreadModel = Windows;
 
 #[cfg(all(unix, not(feature = "argobots")))]
 static MODEL: DefaultThreadModel = Pthreads;
 #[cfg(all(unix, feature = "argobots"))]
 static MODEL: DefaultThreadModel = Argobots;
+#[cfg(windows)]
+static MODEL: DefaultThreadModel = Windows;
 
 /// The process's thread model.
 ///

@@ -9,7 +9,7 @@ use super::layout::{DESCRIPTOR_BYTES, SLOT_BYTES, UNIT_BYTES};
 use super::tests::Random;
 use super::words::{List, Remote, Tag, unit_start};
 use super::*;
-use crate::backend::MemfdMmap;
+use crate::backend::scratch;
 use crate::sync::AtomicU64 as SharedU64;
 
 const SLOTS: u32 = 6;
@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn segment(on_exit: OnExit) -> ThreadLocalAllocator {
     let options = InitOptions { custom_header_bytes: CELLS * 8, on_exit, worker_slots: SLOTS };
-    let backend = MemfdMmap::create("hostile", 4 << 20, 24 << 20).unwrap();
+    let backend = scratch("hostile", 4 << 20, 24 << 20).unwrap();
     ThreadLocalAllocator::shm_init(AllocatorId::new(6, 6), Arc::new(backend), &options).unwrap()
 }
 
@@ -340,7 +340,7 @@ fn nonsense_during_operations_does_no_harm() {
 #[test]
 fn a_segment_of_nothing_but_lost_units_is_checked_in_one_walk() {
     for tag in [Tag::RUN_BODY, Tag::medium_body(3), Tag::claimed(1)] {
-        let backend = MemfdMmap::create("hostile", 1 << 30, 1 << 30).unwrap();
+        let backend = scratch("hostile", 1 << 30, 1 << 30).unwrap();
         let id = AllocatorId::new(6, 6);
         let heap =
             ThreadLocalAllocator::shm_init(id, Arc::new(backend), &InitOptions::default()).unwrap();

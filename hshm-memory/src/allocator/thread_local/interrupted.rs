@@ -7,7 +7,7 @@ use super::remote::{Mark, Place, push};
 use super::tests::free;
 use super::words::{Operation, SlotWord, Step, cell_being_freed, unit_of};
 use super::*;
-use crate::backend::MemfdMmap;
+use crate::backend::scratch;
 use crate::sync::Ordering as SharedOrdering;
 
 /// The slot of the dead.
@@ -15,14 +15,14 @@ const DEAD: u32 = 5;
 const SEQUENCE: u32 = 9;
 
 fn segment() -> ThreadLocalAllocator {
-    let backend = MemfdMmap::create("interrupted", 8 << 20, 8 << 20).unwrap();
+    let backend = scratch("interrupted", 8 << 20, 8 << 20).unwrap();
     let options = InitOptions { custom_header_bytes: 64, ..InitOptions::default() };
     ThreadLocalAllocator::shm_init(AllocatorId::new(0, 0), Arc::new(backend), &options).unwrap()
 }
 
 /// A process that there cannot be.
 fn dead() -> ProcessId {
-    ProcessId { pid: 4_194_303, start_ticks: 1 }
+    ProcessId { pid: 4_194_300, start_ticks: 1 }
 }
 
 /// Somebody died who had marked the cell to free `block`. Returns the cell.

@@ -20,6 +20,8 @@ mod loom_remote;
 #[cfg(test)]
 #[cfg(hshm_loom)]
 mod loom_slots;
+#[cfg(unix)]
+mod open;
 mod page;
 mod queue;
 mod recover;
@@ -44,7 +46,6 @@ mod interrupted;
 mod tests;
 
 use std::fmt;
-use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,13 +54,16 @@ use self::geometry::{Geometry, HEADER_BYTES, Identity};
 pub use self::layout::LAYOUT_VERSION;
 use self::layout::UNIT_BYTES;
 pub(super) use self::layout::{KIND_THREAD_LOCAL as KIND, MAGIC};
+#[cfg(unix)]
+pub(crate) use self::open::segment_capacity;
 use self::size_class::{GRANULE_BYTES, MEDIUM_MAX_BYTES, class_of, small_class_of};
 use self::view::{View, header_at};
 use self::words::SlotWord;
 use crate::allocator::Allocator;
-use crate::backend::{Backend, BackendError, BackendKind, PosixShmMmap, read_start};
+use crate::backend::{Backend, PosixShmMmap};
 use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
+use crate::manager::InitBackend;
 use crate::options::{InitOptions, OnExit};
 use crate::pointer::{AllocatorId, OffsetPointer};
 use crate::process::ProcessId;
@@ -186,23 +190,13 @@ impl ThreadLocalAllocator {
         Ok(Self::over(View::new(backend, geometry, identity)))
     }
 
-    /// Maps the segment behind `file` over its whole capacity and attaches to it.
-    ///
-    /// # Errors
-    /// As [`ThreadLocalAllocator::shm_deserialize`], and [`SegmentError::Backend`] if the file is
-    /// no shared memory of this kind.
-    pub fn open_fd(kind: BackendKind, file: OwnedFd) -> Result<Self, SegmentError> {
-        let capacity = segment_capacity(&file)?;
-        Self::shm_deserialize(kind.open_fd(file, capacity)?)
-    }
-
     /// Attaches to the named segment `name` without a daemon.
     ///
     /// # Errors
-    /// As [`ThreadLocalAllocator::open_fd`]; [`BackendError::NotFound`] and
-    /// [`BackendError::Permission`] if it cannot be opened.
+    /// As [`ThreadLocalAllocator::shm_deserialize`], and [`SegmentError::Backend`] if there is no
+    /// such segment, or it cannot be opened.
     pub fn attach(name: &str) -> Result<Self, SegmentError> {
-        Self::open_fd(BackendKind::PosixShm, PosixShmMmap::open(name)?)
+        Self::shm_deserialize(Arc::new(PosixShmMmap::shm_attach(name)?))
     }
 
     fn over(view: View) -> Self {
@@ -570,30 +564,4 @@ impl fmt::Debug for ThreadLocalAllocator {
             .field("capacity_bytes", &self.capacity_bytes())
             .finish_non_exhaustive()
     }
-}
-
-/// The capacity that the header of the segment in `file` claims; everything about it is validated
-/// again once it is mapped.
-pub(crate) fn segment_capacity(file: &OwnedFd) -> Result<u64, SegmentError> {
-    let mut start = [0; 32];
-    let read = read_start(file.as_fd(), &mut start)
-        .map_err(|source| BackendError::System { what: "cannot read the segment", source })?;
-    if read < start.len() {
-        let found_bytes = read as u64;
-        return Err(SegmentError::Truncated { found_bytes, needed_bytes: HEADER_BYTES });
-    }
-    let word = |at: usize| {
-        let bytes = start.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-        u64::from_le_bytes(bytes.unwrap_or_default())
-    };
-    let magic = word(0);
-    if magic != MAGIC {
-        return Err(SegmentError::Foreign { found: magic });
-    }
-    #[allow(clippy::cast_possible_truncation, reason = "the low half is the version")]
-    let found = word(8) as u32;
-    if found != layout::LAYOUT_VERSION {
-        return Err(SegmentError::LayoutVersion { found, supported: layout::LAYOUT_VERSION });
-    }
-    Ok(word(24))
 }

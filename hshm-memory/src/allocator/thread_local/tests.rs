@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
 
 use super::*;
-use crate::backend::MemfdMmap;
+use crate::backend::scratch;
 use crate::report::WorkerState;
 
 fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
-    let backend = MemfdMmap::create("test", size, size * 2).unwrap();
+    let backend = scratch("test", size, size * 2).unwrap();
     ThreadLocalAllocator::shm_init(AllocatorId::new(1, 2), Arc::new(backend), &options).unwrap()
 }
 
