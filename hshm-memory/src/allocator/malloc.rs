@@ -15,6 +15,7 @@ use crate::backend::{BASE_ALIGN, Backend};
 use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
 use crate::options::HeapOptions;
+use crate::platform;
 use crate::pointer::{AllocatorId, OffsetPointer};
 use crate::report::CheckReport;
 
@@ -92,15 +93,10 @@ fn watch_forks() {
     if WATCHED.load(Ordering::Acquire) {
         return;
     }
-    #[cfg(unix)]
-    {
-        // SAFETY: [ffi] the handlers are functions that live for ever.
-        unsafe { libc::pthread_atfork(Some(before_fork), Some(after_fork), Some(after_fork)) };
-    }
+    platform::at_fork(Some(before_fork), Some(after_fork), Some(after_fork));
     WATCHED.store(true, Ordering::Release);
 }
 
-#[cfg(unix)]
 extern "C" fn before_fork() {
     let _ = FORK_GUARD.try_with(|held| {
         let mut held = held.borrow_mut();
@@ -110,7 +106,6 @@ extern "C" fn before_fork() {
     });
 }
 
-#[cfg(unix)]
 extern "C" fn after_fork() {
     let _ = FORK_GUARD.try_with(|held| held.borrow_mut().take());
 }

@@ -2,25 +2,18 @@
 
 use std::io;
 
-use crate::process::{PID_BITS, ProcessId, START_TICKS_BITS};
+use crate::process::{self, ProcessId};
 use crate::robust::holder;
 
 /// The name of the calling thread: bits 0-33 when it started, 34-55 its number; never 0.
 #[inline]
 pub(super) fn me() -> io::Result<u64> {
-    holder::current().map(name_of)
-}
-
-const fn name_of(thread: ProcessId) -> u64 {
-    (thread.pid as u64) << START_TICKS_BITS | thread.start_ticks & ((1 << START_TICKS_BITS) - 1)
+    holder::current().map(ProcessId::to_bits)
 }
 
 /// Whether the thread of that name has ended.
 pub(super) fn is_dead(name: u64) -> bool {
-    #[allow(clippy::cast_possible_truncation, reason = "masked to 22 bits")]
-    let pid = (name >> START_TICKS_BITS & ((1 << PID_BITS) - 1)) as u32;
-    let start_ticks = name & ((1 << START_TICKS_BITS) - 1);
-    !ProcessId { pid, start_ticks }.is_alive()
+    !process::is_thread_alive(ProcessId::from_bits(name))
 }
 
 /// The number of this process's pid namespace; 0 where there is none to be found out.
