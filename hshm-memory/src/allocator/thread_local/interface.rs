@@ -108,6 +108,74 @@ unsafe impl Allocator for ThreadLocalAllocator {
     }
 }
 
+/// Operations on cells and sizes, as the thread that a context names.
+impl ThreadLocalAllocator {
+    /// [`ThreadLocalAllocator::allocate_into`], as the thread that `context` names.
+    ///
+    /// # Errors
+    /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
+    /// [`ThreadLocalAllocator::allocate_into`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// use hshm_memory::Allocator;
+    ///
+    /// # let heap = doc_heap();
+    /// let context = heap.create_tls()?;
+    /// let cell = heap.allocate_offset(context, 8)?;
+    /// // SAFETY: the block is ours and eight bytes long.
+    /// unsafe { heap.resolve(cell, 8)?.write_bytes(0, 8) };
+    /// let block = heap.allocate_into_as(context, cell, 100)?;
+    /// assert_eq!(heap.read_cell(cell)?, block);
+    /// assert_eq!(heap.usable_bytes_as(context, block)?, 112);
+    /// // SAFETY: nobody uses the block any more.
+    /// assert!(unsafe { heap.free_from_as(context, cell)? });
+    /// assert!(heap.read_cell(cell)?.is_null());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn allocate_into_as(
+        &self,
+        context: MemContext,
+        cell: OffsetPointer,
+        bytes: usize,
+    ) -> Result<OffsetPointer, AllocError> {
+        let cell = cell.offset_bytes();
+        self.with_context(context, |heap| heap.allocate_into(cell, bytes, GRANULE_BYTES))
+            .map(OffsetPointer::new)
+    }
+
+    /// [`ThreadLocalAllocator::free_from`], as the thread that `context` names.
+    ///
+    /// # Safety
+    /// As there.
+    ///
+    /// # Errors
+    /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
+    /// [`ThreadLocalAllocator::free_from`].
+    pub unsafe fn free_from_as(
+        &self,
+        context: MemContext,
+        cell: OffsetPointer,
+    ) -> Result<bool, AllocError> {
+        self.with_context(context, |heap| heap.free_from(cell.offset_bytes()))
+    }
+
+    /// [`ThreadLocalAllocator::usable_bytes`], as the thread that `context` names.
+    ///
+    /// # Errors
+    /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
+    /// [`ThreadLocalAllocator::usable_bytes`].
+    pub fn usable_bytes_as(
+        &self,
+        context: MemContext,
+        pointer: OffsetPointer,
+    ) -> Result<usize, AllocError> {
+        let bytes = self.with_context(context, |heap| heap.usable_bytes(pointer.offset_bytes()))?;
+        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+    }
+}
+
 impl ShmAllocator for ThreadLocalAllocator {
     type Options = InitOptions;
 

@@ -370,7 +370,8 @@ impl ThreadLocalAllocator {
     /// [`AllocError::BadCell`]; [`AllocError::NotAllocated`] if what the cell holds is no block's
     /// offset, and then the cell keeps it.
     pub unsafe fn free_from(&self, cell: OffsetPointer) -> Result<bool, AllocError> {
-        tls::with_heap(&self.inner, |heap| heap.free_from(cell.offset_bytes()))
+        // SAFETY: the caller promises the same.
+        unsafe { self.free_from_as(MemContext::DEFAULT, cell) }
     }
 
     /// What the cell at `cell` names: null also while another process frees it.
@@ -391,8 +392,7 @@ impl ThreadLocalAllocator {
     /// # Errors
     /// [`AllocError::NotAllocated`] where no block begins.
     pub fn usable_bytes(&self, pointer: OffsetPointer) -> Result<usize, AllocError> {
-        let bytes = tls::with_heap(&self.inner, |heap| heap.usable_bytes(pointer.offset_bytes()))?;
-        Ok(usize::try_from(bytes).unwrap_or(usize::MAX))
+        self.usable_bytes_as(MemContext::DEFAULT, pointer)
     }
 
     /// The address, in this process, of the `len` bytes at `pointer`.

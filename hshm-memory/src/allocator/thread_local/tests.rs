@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use super::*;
 use crate::backend::scratch;
 use crate::report::WorkerState;
+use crate::typed::TypedAllocator;
 
 fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
     let backend = scratch("test", size, size * 2).unwrap();
@@ -318,6 +319,45 @@ fn a_context_names_a_slot_that_threads_share() {
     assert_eq!(heap.report().workers.len(), 1, "no thread claimed a slot of its own");
     heap.free_tls(context).unwrap();
     assert!(matches!(heap.allocate_offset(context, 1), Err(AllocError::BadContext { .. })));
+    assert_empty(&heap);
+}
+
+#[test]
+fn every_operation_honours_its_context() {
+    let options = InitOptions { worker_slots: 1, custom_header_bytes: 64, ..Default::default() };
+    let heap = heap(8 << 20, options);
+    // The only slot there is: whatever went to the calling thread's would fail.
+    let context = heap.create_tls().unwrap();
+    assert!(matches!(heap.allocate(1), Err(AllocError::NoWorkerSlot { .. })));
+    let block = heap.allocate_offset(context, 100).unwrap();
+    let aligned = heap.aligned_allocate_offset(context, 100, 4096).unwrap();
+    assert!(heap.usable_bytes_as(context, block).unwrap() >= 100);
+    // SAFETY: the blocks are ours, here and below.
+    let block = unsafe { heap.reallocate_offset_no_null_check(context, block, 104) }.unwrap();
+    // SAFETY: as above.
+    let block = unsafe { heap.reallocate_offset_no_null_check(context, block, 200_000) }.unwrap();
+    let cell = heap.custom_header().0;
+    let named = heap.allocate_into_as(context, cell, 100).unwrap();
+    assert_eq!(heap.read_cell(cell).unwrap(), named);
+    // SAFETY: as above.
+    assert!(unsafe { heap.free_from_as(context, cell) }.unwrap());
+    let object = heap.new_object(context, 7_u64).unwrap();
+    // SAFETY: as above.
+    unsafe { heap.delete_object(context, object) }.unwrap();
+    for block in [block, aligned] {
+        // SAFETY: as above.
+        unsafe { heap.free_offset_no_null_check(context, block) }.unwrap();
+    }
+    assert_eq!(heap.report().workers.len(), 1);
+    heap.free_tls(context).unwrap();
+    let refused = [
+        heap.allocate_into_as(context, cell, 1).map(|_| ()),
+        heap.usable_bytes_as(context, aligned).map(|_| ()),
+        // SAFETY: it is refused.
+        unsafe { heap.free_from_as(context, cell) }.map(|_| ()),
+    ];
+    let refused = refused.iter().all(|result| matches!(result, Err(AllocError::BadContext { .. })));
+    assert!(refused);
     assert_empty(&heap);
 }
 
