@@ -60,6 +60,9 @@ impl Trace {
     }
 }
 
+/// Not a closure: each would be a copy of what the process runs of its own, elsewhere in the program.
+fn nothing() {}
+
 fn traced() {
     ptrace::traceme().expect("a process can be traced by its parent");
 }
@@ -69,7 +72,7 @@ fn traced() {
 /// # Errors
 /// If it ends badly, or what it leaves is not as it must be.
 pub fn record(operation: &Operation, arm: Arm) -> Result<Trace, String> {
-    let stage = Stage::set(operation, arm, traced, || {})?;
+    let stage = Stage::set(operation, arm, traced, nothing as fn())?;
     let mut trace = Trace::default();
     let mut met: HashMap<u64, u32> = HashMap::new();
     let mut seen = stage.world.bytes().to_vec();
@@ -95,8 +98,8 @@ pub fn record(operation: &Operation, arm: Arm) -> Result<Trace, String> {
     Ok(trace)
 }
 
-/// Kills another process after `steps` steps and judges what it leaves. False if it finished before,
-/// because it took another way than the one that was recorded.
+/// Kills another process after `steps` steps and judges what it leaves. False if it was not where the
+/// recorded one was then, because it took another way.
 ///
 /// # Errors
 /// What is not as it must be.
@@ -106,7 +109,7 @@ pub fn kill_after(
     trace: &Trace,
     steps: usize,
 ) -> Result<bool, String> {
-    let stage = Stage::set(operation, arm, traced, || {})?;
+    let stage = Stage::set(operation, arm, traced, nothing as fn())?;
     let nearby = steps.saturating_sub(STRETCH)..=steps.min(trace.len() - 1);
     let anchor = nearby.min_by_key(|&at| (trace.earlier[at], steps - at)).unwrap_or(0);
     let anchor = if steps <= STRETCH { 0 } else { anchor };
@@ -116,9 +119,13 @@ pub fn kill_after(
     for _ in anchor..steps {
         step(stage.child)?;
     }
+    let is_there = match trace.addresses.get(steps) {
+        Some(&next) => address_of(stage.child)? == next,
+        None => stage.world.is_finished(),
+    };
     end(stage.child)?;
     verdict::judge(operation, &stage.world, stage.before)?;
-    Ok(true)
+    Ok(is_there)
 }
 
 fn failed(what: &'static str) -> impl Fn(nix::errno::Errno) -> String {
