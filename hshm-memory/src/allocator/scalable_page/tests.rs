@@ -5,12 +5,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 
 use super::*;
-use crate::MemfdMmap;
+use crate::backend::scratch;
 
 const MIB: u64 = 1 << 20;
 
 fn heap(bytes: u64, capacity: u64) -> ScalablePageAllocator {
-    let backend = Arc::new(MemfdMmap::create("scalable", bytes, capacity).unwrap());
+    let backend = Arc::new(scratch("scalable", bytes, capacity).unwrap());
     let id = AllocatorId::new(3, 4);
     ScalablePageAllocator::shm_init(id, backend, &HeapOptions::default()).unwrap()
 }
@@ -179,7 +179,7 @@ fn an_overwritten_cache_is_made_anew() {
 
 #[test]
 fn a_segment_cut_short_or_of_another_kind_is_refused() {
-    let backend: Arc<dyn Backend> = Arc::new(MemfdMmap::create("scalable", MIB, MIB).unwrap());
+    let backend: Arc<dyn Backend> = Arc::new(scratch("scalable", MIB, MIB).unwrap());
     let id = AllocatorId::new(1, 1);
     let options = HeapOptions { custom_header_bytes: 100 };
     let attach = || ScalablePageAllocator::shm_deserialize(Arc::clone(&backend));
