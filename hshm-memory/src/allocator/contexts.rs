@@ -9,6 +9,7 @@ use arc_swap::ArcSwapOption;
 
 use crate::context::MemContext;
 use crate::error::AllocError;
+use crate::thread_model::by_pointer;
 
 /// The contexts that this process made, and has not freed.
 ///
@@ -28,7 +29,9 @@ impl Contexts {
     /// Refuses a context that is not the default, nor one that this process made.
     #[inline]
     pub(super) fn validate(&self, context: MemContext) -> Result<(), AllocError> {
-        if context == MemContext::DEFAULT || self.is_issued(context) {
+        // The set's readers keep something in thread-local storage.
+        let is_issued = by_pointer!(Self::is_issued as fn(&Self, MemContext) -> bool);
+        if context == MemContext::DEFAULT || is_issued(self, context) {
             Ok(())
         } else {
             Err(AllocError::BadContext { slot: context.slot() })
@@ -45,7 +48,8 @@ impl Contexts {
         loop {
             let context = MemContext::with_slot(number());
             // 0 is the default; and after four thousand million numbers they come again.
-            if context != MemContext::DEFAULT && self.change(|issued| issued.insert(key(context))) {
+            let add: Change = |issued, context| issued.insert(key(context));
+            if context != MemContext::DEFAULT && self.change(add, context) {
                 return context;
             }
         }
@@ -53,23 +57,32 @@ impl Contexts {
 
     /// Takes a context back.
     pub(super) fn free(&self, context: MemContext) -> Result<(), AllocError> {
-        if self.change(|issued| issued.remove(&key(context))) {
+        if self.change(|issued, context| issued.remove(&key(context)), context) {
             Ok(())
         } else {
             Err(AllocError::BadContext { slot: context.slot() })
         }
     }
 
-    fn change(&self, change: impl Fn(&mut BTreeSet<(u32, u32)>) -> bool) -> bool {
+    /// Replaces the set by a changed one; what `change` says.
+    fn change(&self, change: Change, context: MemContext) -> bool {
+        by_pointer!(Self::change_here as fn(&Self, Change, MemContext) -> bool)(
+            self, change, context,
+        )
+    }
+
+    fn change_here(&self, change: Change, context: MemContext) -> bool {
         let mut changed = false;
         self.issued.rcu(|issued| {
             let mut issued = issued.as_deref().cloned().unwrap_or_default();
-            changed = change(&mut issued);
+            changed = change(&mut issued, context);
             Some(std::sync::Arc::new(issued))
         });
         changed
     }
 }
+
+type Change = fn(&mut BTreeSet<(u32, u32)>, MemContext) -> bool;
 
 fn key(context: MemContext) -> (u32, u32) {
     (std::process::id(), context.slot())

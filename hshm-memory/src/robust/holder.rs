@@ -1,5 +1,9 @@
 //! Who holds a lock: the calling thread, under a name that no later thread has.
 //!
+//! Of user-level threads, the one of the operating system that runs them is the holder. They give it
+//! up only between locks (see [`super::RobustGuard`]), and what is read here of its storage is read
+//! anew each time (`by_pointer`).
+//!
 //! Where the operating system cannot name a thread like that, the process stands for its threads, and a
 //! lock that an ended thread left is not recognised as long as its process lives.
 
@@ -9,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::platform;
 use crate::process::{self, ProcessId};
+use crate::thread_model::by_pointer;
 
 thread_local! {
     /// The calling thread, once it was asked for. No destructor, so that it serves ending threads.
@@ -20,10 +25,14 @@ thread_local! {
 /// The calling thread.
 #[inline]
 pub(crate) fn current() -> io::Result<ProcessId> {
-    match SELF.get() {
+    match by_pointer!(known as fn() -> Option<ProcessId>)() {
         Some(thread) => Ok(thread),
-        None => look_up(),
+        None => by_pointer!(look_up as fn() -> io::Result<ProcessId>)(),
     }
+}
+
+fn known() -> Option<ProcessId> {
+    SELF.get()
 }
 
 #[cold]
@@ -37,6 +46,10 @@ fn look_up() -> io::Result<ProcessId> {
 /// Notes that the calling thread took a lock.
 #[inline]
 pub(super) fn took() {
+    by_pointer!(count_up as fn())();
+}
+
+fn count_up() {
     HOLDS.set(HOLDS.get().saturating_add(1));
 }
 
@@ -44,6 +57,10 @@ pub(super) fn took() {
 /// this is the child of a fork.
 #[inline]
 pub(super) fn gave_back(holder: ProcessId) -> bool {
+    by_pointer!(count_down as fn(ProcessId) -> bool)(holder)
+}
+
+fn count_down(holder: ProcessId) -> bool {
     let is_ours = SELF.get() == Some(holder);
     if is_ours {
         HOLDS.set(HOLDS.get().saturating_sub(1));
@@ -53,6 +70,10 @@ pub(super) fn gave_back(holder: ProcessId) -> bool {
 
 /// Whether the calling thread holds any lock.
 pub(super) fn holds_any() -> bool {
+    by_pointer!(holds as fn() -> bool)()
+}
+
+fn holds() -> bool {
     HOLDS.get() > 0
 }
 

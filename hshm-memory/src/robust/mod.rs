@@ -201,17 +201,19 @@ impl RobustLock {
         if self.word.compare_exchange(free, held.0, Ordering::Acquire, Ordering::Relaxed).is_ok() {
             return Ok(RobustGuard::new(self, me, Acquired::Clean));
         }
-        self.lock_slow(me, timeout)
+        self.lock_slow(timeout)
     }
 
     #[cold]
     #[inline(never)]
-    fn lock_slow(&self, me: ProcessId, timeout: Duration) -> Result<RobustGuard<'_>, LockError> {
+    fn lock_slow(&self, timeout: Duration) -> Result<RobustGuard<'_>, LockError> {
         let begun = Instant::now();
         let mut turns = if timeout.is_zero() { TURNS } else { 0 };
         let mut sleep = SHORTEST_SLEEP;
         let mut slept = false;
         loop {
+            // Anew each time: a user-level thread that waited may go on in another thread.
+            let me = holder::current().map_err(LockError::Identity)?;
             let look = turns >= TURNS;
             // The word may name this thread because it was overwritten, or because the thread holds
             // the lock; where it holds none at all, only the first can be.
@@ -324,7 +326,8 @@ impl fmt::Debug for RobustLock {
 ///
 /// If it is dropped by a panic, or before what a dead holder left was mended, the next one to take
 /// the lock is told [`Acquired::FromDead`]. In a forked child it is its parent's, and dropping it does
-/// nothing.
+/// nothing. Nor does it in another thread of the operating system, so a user-level thread that holds
+/// it does not yield.
 #[must_use = "the lock is given back when this is dropped"]
 #[derive(Debug)]
 pub struct RobustGuard<'l> {

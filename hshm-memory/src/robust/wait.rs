@@ -3,12 +3,27 @@
 
 use std::time::Duration;
 
+#[cfg(not(hshm_loom))]
+use super::holder;
 use crate::sync::AtomicU32;
+#[cfg(not(hshm_loom))]
+use crate::thread_model;
+
+/// A sleep that nobody ends.
+#[cfg(not(hshm_loom))]
+const SHORT: Duration = Duration::from_millis(1);
 
 /// Offers the processor to whoever else is ready.
+///
+/// A user-level thread that holds another lock keeps its stream: the next one there would be taken
+/// for the holder, since a lock names threads of the operating system.
 pub(crate) fn turn() {
     #[cfg(not(hshm_loom))]
-    std::thread::yield_now();
+    if holder::holds_any() {
+        thread_model::pause_os_thread();
+    } else {
+        thread_model::pause();
+    }
     #[cfg(hshm_loom)]
     loom::thread::yield_now();
 }
@@ -19,6 +34,9 @@ pub(crate) fn turn() {
 pub(crate) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
     use std::ptr;
 
+    if !thread_model::may_block() && !holder::holds_any() {
+        return thread_model::sleep(timeout.min(SHORT));
+    }
     let time = libc::timespec {
         tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
@@ -39,7 +57,7 @@ pub(crate) fn sleep_on(word: &AtomicU32, expected: u32, timeout: Duration) {
     let error = if result == 0 { 0 } else { nix::errno::Errno::last_raw() };
     // Where the kernel does not let anybody wait here, time must pass all the same.
     if ![0, libc::ETIMEDOUT, libc::EAGAIN, libc::EINTR].contains(&error) {
-        std::thread::sleep(timeout.min(Duration::from_millis(1)));
+        std::thread::sleep(timeout.min(SHORT));
     }
 }
 
@@ -60,7 +78,11 @@ pub(crate) fn wake_one(word: &AtomicU32) {
 /// Where there is no futex that processes share: a short sleep.
 #[cfg(all(not(target_os = "linux"), not(hshm_loom)))]
 pub(crate) fn sleep_on(_: &AtomicU32, _: u32, timeout: Duration) {
-    std::thread::sleep(timeout.min(Duration::from_millis(1)));
+    if holder::holds_any() {
+        std::thread::sleep(timeout.min(SHORT));
+    } else {
+        thread_model::sleep(timeout.min(SHORT));
+    }
 }
 
 #[cfg(hshm_loom)]

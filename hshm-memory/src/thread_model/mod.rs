@@ -262,11 +262,19 @@ pub(crate) fn pause() {
 }
 
 /// The same for at least `time`.
-#[allow(dead_code, reason = "for waits longer than a turn, as of locks between processes")]
 pub(crate) fn sleep(time: Duration) {
     #[cfg(debug_assertions)]
     assert_eq!(by_pointer!(count_uses as fn(i32) -> i32)(0), 0, "a sleep with a heap in use");
     thread_model().sleep_for_us(u64::try_from(time.as_micros()).unwrap_or(u64::MAX));
+}
+
+/// Whether the calling thread may wait in the kernel: a user-level one would stop all that share its
+/// stream, perhaps the one that it waits for, and must [`pause`] or [`sleep`] instead.
+pub(crate) fn may_block() -> bool {
+    #[cfg(all(unix, feature = "argobots"))]
+    return !thread_model().is_user_level();
+    #[cfg(not(all(unix, feature = "argobots")))]
+    true
 }
 
 /// Held where nothing may [`pause`], since another user-level thread of this stream would come upon

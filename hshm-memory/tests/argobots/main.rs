@@ -149,6 +149,11 @@ fn a_named_heap_is_used_by_one_after_the_other() {
 }
 
 #[test]
+fn locks_between_processes_serve_user_level_threads() {
+    on_each_library("locks");
+}
+
+#[test]
 fn thousands_allocate_and_free_while_they_move_between_streams() {
     on_each_library("heaps");
 }

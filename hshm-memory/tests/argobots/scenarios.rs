@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hshm_memory::robust::RobustLock;
 use hshm_memory::thread_model::{
     Argobots as Model, Pthreads, ThreadId, ThreadLocalKey, ThreadModel, ThreadModelKind,
     thread_model,
 };
 use hshm_memory::{
-    Allocator, AllocatorId, InitOptions, MemContext, MemfdMmap, OffsetPointer, ThreadLocalAllocator,
+    Allocator, AllocatorId, HeapOptions, InitOptions, MemContext, MemfdMmap, OffsetPointer,
+    ScalablePageAllocator, ShmAllocator, ThreadLocalAllocator,
 };
 
 use crate::abt::{Argobots, Work};
@@ -23,6 +25,7 @@ pub(crate) fn run(name: &str) {
         "sleep" => sleep(),
         "turns" => turns(),
         "named" => named(),
+        "locks" => locks(),
         "heaps" => heaps(),
         "tasklets" => tasklets(),
         "outside" => outside(),
@@ -225,6 +228,45 @@ fn named() {
     });
     heap.free_tls(context).unwrap();
     assert_empty(&heap);
+    streams.free();
+    abt.finalize();
+}
+
+/// A lock between processes, which names threads of the operating system, and an allocator under it.
+fn locks() {
+    const THREADS: u64 = 300;
+    let abt = Argobots::init();
+    let backend = Arc::new(MemfdMmap::create("locks", 16 << 20, 16 << 20).unwrap());
+    let options = HeapOptions::default();
+    let heap = ScalablePageAllocator::shm_init(AllocatorId::new(0, 0), backend, &options).unwrap();
+    let (lock, counter) = (RobustLock::new(), AtomicU64::new(0));
+    let streams = abt.streams(3);
+    let pause = abt.yielder();
+    let works = (0..THREADS).map(|_| {
+        let (heap, lock, counter) = (&heap, &lock, &counter);
+        Box::new(move || {
+            let context = heap.create_tls().unwrap();
+            for round in 0..20 {
+                pause();
+                // Guarded by the lock, and not atomic in any other way.
+                let guard = lock.lock().unwrap();
+                let seen = counter.load(Ordering::Relaxed);
+                let context = if round % 2 == 0 { context } else { MemContext::DEFAULT };
+                let block = heap.allocate_offset(context, 64).unwrap();
+                counter.store(seen + 1, Ordering::Relaxed);
+                drop(guard);
+                pause();
+                // SAFETY: [owned] nobody else has it.
+                unsafe { heap.free_offset_no_null_check(context, block) }.unwrap();
+            }
+            heap.free_tls(context).unwrap();
+        }) as Work<'_>
+    });
+    streams.run(works);
+    assert_eq!(counter.load(Ordering::Relaxed), THREADS * 20);
+    assert_eq!(heap.allocated_bytes(), 0);
+    let report = heap.check();
+    assert!(report.violations.is_empty(), "{report:?}");
     streams.free();
     abt.finalize();
 }
