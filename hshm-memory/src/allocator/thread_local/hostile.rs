@@ -1,16 +1,19 @@
 //! I7: whatever stands in a segment and however it changes, whoever works with it neither faults,
 //! nor panics, nor loops for ever. Results may be wrong, and blocks lost: that cannot be helped.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use super::geometry::HEADER_BYTES;
 use super::layout::{DESCRIPTOR_BYTES, SLOT_BYTES, UNIT_BYTES};
 use super::tests::Random;
 use super::words::{List, Remote, Tag, unit_start};
 use super::*;
 use crate::backend::scratch;
 use crate::sync::AtomicU64 as SharedU64;
+use crate::{Allocator, AllocatorId, InitOptions, MemContext, OffsetPointer, OnExit};
 
 const SLOTS: u32 = 6;
 const CELLS: u64 = 16;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::layout::UNIT_BYTES;
 use super::page::{Page, pusher};
 use super::remote::{Mark, Place, push};
 use super::tests::free;
@@ -9,6 +10,7 @@ use super::words::{Operation, SlotWord, Step, cell_being_freed, unit_of};
 use super::*;
 use crate::backend::scratch;
 use crate::sync::Ordering as SharedOrdering;
+use crate::{AllocatorId, InitOptions, OffsetPointer};
 
 /// The slot of the dead.
 const DEAD: u32 = 5;

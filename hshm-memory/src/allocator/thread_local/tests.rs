@@ -7,6 +7,7 @@ use super::*;
 use crate::backend::scratch;
 use crate::report::WorkerState;
 use crate::typed::TypedAllocator;
+use crate::{Allocator, AllocatorId, InitOptions, OffsetPointer, OnExit, SegmentError};
 
 fn heap(size: u64, options: InitOptions) -> ThreadLocalAllocator {
     let backend = scratch("test", size, size * 2).unwrap();
