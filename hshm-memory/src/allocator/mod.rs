@@ -37,16 +37,54 @@ use crate::report::CheckReport;
 /// [`Allocator::resolve`] answers only addresses that stay valid as long as the allocator lives.
 pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// Which implementation this is.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// use hshm_memory::AllocatorKind;
+    /// assert_eq!(Allocator::kind(&heap), AllocatorKind::ThreadLocal);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn kind(&self) -> AllocatorKind;
 
     /// The allocator's identity.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// use hshm_memory::AllocatorId;
+    /// assert_eq!(Allocator::id(&heap), AllocatorId::new(0, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn id(&self) -> AllocatorId;
 
     /// The memory under it; `None` for an allocator that takes its memory elsewhere.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// assert!(Allocator::backend(&heap).is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn backend(&self) -> Option<&Arc<dyn Backend>>;
 
     /// Where the application's own header stands, and its length in bytes. It was zeroed when the
     /// allocator was made, and the allocator never touches it.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::Allocator;
+    /// use hshm_memory::{AllocatorId, HeapOptions, MallocAllocator};
+    /// let options = HeapOptions { custom_header_bytes: 64 };
+    /// let heap = MallocAllocator::new(AllocatorId::new(0, 1), &options)?;
+    /// let (header, len) = heap.custom_header();
+    /// // SAFETY: the header is the application's.
+    /// unsafe { heap.resolve(header, len)?.write_bytes(7, len) };
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn custom_header(&self) -> (OffsetPointer, usize);
 
     /// Allocates `bytes` bytes (none counts as one), aligned to 16, as the thread that `context`
@@ -56,6 +94,15 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// [`AllocError::OutOfMemory`] if no room is left, [`AllocError::TooLarge`] if there never
     /// could be, [`AllocError::BadContext`] for a context that is not of this allocator; others as
     /// the implementation says.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// assert!(!block.is_null());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn allocate_offset(
         &self,
         context: MemContext,
@@ -67,6 +114,15 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AllocError::BadAlignment`] if `align` is no power of two or beyond what the memory's own
     /// alignment allows, and as [`Allocator::allocate_offset`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.aligned_allocate_offset(MemContext::DEFAULT, 100, 4096)?;
+    /// assert!(block.offset_bytes().is_multiple_of(4096));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn aligned_allocate_offset(
         &self,
         context: MemContext,
@@ -85,6 +141,17 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AllocError::NotAllocated`] where it can be told that no block begins there, and as
     /// [`Allocator::allocate_offset`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// // SAFETY: the block is ours; its old offset is not used any more.
+    /// let block = unsafe { heap.reallocate_offset_no_null_check(MemContext::DEFAULT, block, 5000)? };
+    /// assert!(heap.resolve(block, 5000).is_ok());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     unsafe fn reallocate_offset_no_null_check(
         &self,
         context: MemContext,
@@ -100,6 +167,18 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AllocError::NotAllocated`] where it can be told that no block begins there; which mistakes
     /// can be told, each implementation says.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// // SAFETY: nobody uses the block any more.
+    /// unsafe { heap.free_offset_no_null_check(MemContext::DEFAULT, block)? };
+    /// // SAFETY: null is no block, which is found out.
+    /// unsafe { heap.free_offset_no_null_check(MemContext::DEFAULT, OffsetPointer::NULL).unwrap_err() };
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     unsafe fn free_offset_no_null_check(
         &self,
         context: MemContext,
@@ -111,12 +190,34 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// [`AllocError::NoWorkerSlot`] if no more can be had.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let context = heap.create_tls()?;
+    /// let block = heap.allocate_offset(context, 100)?;
+    /// // SAFETY: nobody uses the block any more.
+    /// unsafe { heap.free_offset_no_null_check(context, block)? };
+    /// heap.free_tls(context)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn create_tls(&self) -> Result<MemContext, AllocError>;
 
     /// Gives back what [`Allocator::create_tls`] claimed.
     ///
     /// # Errors
     /// [`AllocError::BadContext`] if the context names no such storage.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let context = heap.create_tls()?;
+    /// heap.free_tls(context)?;
+    /// assert!(heap.allocate_offset(context, 100).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn free_tls(&self, context: MemContext) -> Result<(), AllocError>;
 
     /// The address, in this process, of the `len` bytes at `pointer`. They are shared: read and
@@ -125,17 +226,58 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`AllocError::NotAllocated`] if they do not all lie in the allocator's memory, after its
     /// header.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// let address = Allocator::resolve(&heap, block, 100)?;
+    /// // SAFETY: the block is ours and at least 100 bytes long.
+    /// unsafe { address.write_bytes(7, 100) };
+    /// assert!(Allocator::resolve(&heap, OffsetPointer::NULL, 1).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn resolve(&self, pointer: OffsetPointer, len: usize) -> Result<NonNull<u8>, AllocError>;
 
     /// The offset of an address in this process that lies in the allocator's memory; `None` for any
     /// other.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// let address = heap.resolve(block, 100)?;
+    /// assert_eq!(Allocator::offset_of(&heap, address), Some(block));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn offset_of(&self, address: NonNull<u8>) -> Option<OffsetPointer>;
 
     /// Bytes in blocks that are allocated now, each counted as long as it really is: 0 once
     /// everything was freed. For leak checks; it may take a walk over the whole heap.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// assert_eq!(heap.allocated_bytes(), 0);
+    /// let block = heap.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// assert!(heap.allocated_bytes() >= 100);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn allocated_bytes(&self) -> u64;
 
     /// Walks all there is and names each invariant that is broken.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{Allocator, MemContext, OffsetPointer};
+    /// # let heap = hshm_memory::doc_heap();
+    /// let report = Allocator::check(&heap);
+    /// assert!(report.is_clean(), "{:?}", report.violations);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn check(&self) -> CheckReport;
 }
 
@@ -149,6 +291,18 @@ pub trait ShmAllocator: Allocator + Sized {
     /// # Errors
     /// [`SegmentError::Exists`] if an allocator stands there already, [`SegmentError::BadOption`]
     /// for options out of range, [`SegmentError::Truncated`] if there is too little memory.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{AllocatorId, HeapOptions, PosixShmMmap, ScalablePageAllocator, ShmAllocator};
+    /// # let name = format!("hshm-doc-init.{}", std::process::id());
+    /// # let backend = Arc::new(PosixShmMmap::create(&name, 1 << 20, 4 << 20, 0o600)?);
+    /// # PosixShmMmap::unlink(&name)?;
+    /// let id = AllocatorId::new(0, 1);
+    /// let heap = ScalablePageAllocator::shm_init(id, backend, &HeapOptions::default())?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn shm_init(
         id: AllocatorId,
         backend: Arc<dyn Backend>,
@@ -160,6 +314,21 @@ pub trait ShmAllocator: Allocator + Sized {
     /// # Errors
     /// [`SegmentError::Truncated`], [`SegmentError::Foreign`], [`SegmentError::LayoutVersion`] or
     /// [`SegmentError::Corrupt`], by what was found.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{AllocatorId, HeapOptions, PosixShmMmap, ScalablePageAllocator, ShmAllocator};
+    /// # let name = format!("hshm-doc-attach.{}", std::process::id());
+    /// # let backend = Arc::new(PosixShmMmap::create(&name, 1 << 20, 4 << 20, 0o600)?);
+    /// # PosixShmMmap::unlink(&name)?;
+    /// # let options = HeapOptions::default();
+    /// let id = AllocatorId::new(0, 1);
+    /// ScalablePageAllocator::shm_init(id, backend.clone(), &options)?;
+    /// // In another process, over the same memory:
+    /// let heap = ScalablePageAllocator::shm_deserialize(backend)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     fn shm_deserialize(backend: Arc<dyn Backend>) -> Result<Self, SegmentError>;
 }
 

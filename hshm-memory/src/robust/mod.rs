@@ -181,6 +181,15 @@ impl RobustLock {
     ///
     /// # Errors
     /// As [`RobustLock::lock_timeout`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::robust::RobustLock;
+    /// let lock = RobustLock::new();
+    /// let guard = lock.lock()?;
+    /// assert!(lock.lock().is_err(), "this thread holds it already");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn lock(&self) -> Result<RobustGuard<'_>, LockError> {
         self.lock_timeout(PATIENCE)
@@ -192,6 +201,20 @@ impl RobustLock {
     /// # Errors
     /// [`LockError::TimedOut`]; [`LockError::Reentrant`] if the calling thread holds the lock;
     /// [`LockError::Identity`] if the system does not tell which thread this is.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::robust::RobustLock;
+    /// use std::time::Duration;
+    ///
+    /// let lock = RobustLock::new();
+    /// let guard = lock.lock()?;
+    /// std::thread::scope(|scope| {
+    ///     let other = scope.spawn(|| lock.lock_timeout(Duration::ZERO).map(drop));
+    ///     assert!(other.join().unwrap().is_err());
+    /// });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn lock_timeout(&self, timeout: Duration) -> Result<RobustGuard<'_>, LockError> {
         let me = holder::current().map_err(LockError::Identity)?;
@@ -356,6 +379,20 @@ impl<'l> RobustGuard<'l> {
     /// Says that what the lock guards is in order: from now on, and if nobody dies, the next holder
     /// finds the lock clean. False if the lock's bytes were overwritten meanwhile, and the caller may
     /// not be alone.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::robust::{Acquired, RobustLock};
+    /// let lock = RobustLock::new();
+    /// std::thread::scope(|scope| {
+    ///     // A thread that ends without giving the lock back.
+    ///     scope.spawn(|| std::mem::forget(lock.lock()));
+    /// });
+    /// let guard = lock.lock()?;
+    /// assert_eq!(guard.acquired(), Acquired::FromDead);
+    /// assert!(guard.mended());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn mended(&self) -> bool {
         if self.state.get() == Acquired::Clean {
             return true;

@@ -63,7 +63,9 @@ const FORMAT: Format =
 /// each page. A block whose allocation had not returned then is allocated or free; one whose free had
 /// not is allocated or free; and all sums are right. Blocks of the dead stay allocated.
 ///
-/// All who use it live in one pid namespace.
+/// All who use it live in one pid namespace. Over memory that is one process's own, a forked child has
+/// the lock as it was: if another thread of its parent held it, operations end with an error after a
+/// minute.
 ///
 /// A second free, a free of null and one of a pointer that is no block's are reported: a block's
 /// header says what it is, sealed with its place, and the pages before and after must agree. Only a
