@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::ffi::c_void;
 use std::io;
-use std::marker::PhantomData;
 use std::ptr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -21,11 +20,9 @@ use super::{
 ///
 /// # Examples
 /// ```
-/// # #[cfg(windows)] {
 /// use hshm_memory::thread_model::{ThreadModel, ThreadModelKind, Windows};
 ///
 /// assert_eq!(Windows.kind(), ThreadModelKind::Windows);
-/// # }
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Windows;
@@ -44,7 +41,9 @@ impl ThreadModel for Windows {
     }
 
     fn create_tls<T>(&self, data: *mut T) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-        create(data, None)
+        let key = ThreadLocalKey::create(None)?;
+        self.set_tls(&key, data)?;
+        Ok(key)
     }
 
     unsafe fn create_tls_with_destructor<T>(
@@ -52,7 +51,9 @@ impl ThreadModel for Windows {
         data: *mut T,
         destructor: unsafe extern "C" fn(*mut T),
     ) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-        create(data, Some(untyped(destructor)))
+        let key = ThreadLocalKey::create(Some(untyped(destructor)))?;
+        self.set_tls(&key, data)?;
+        Ok(key)
     }
 
     fn get_tls<T>(&self, key: &ThreadLocalKey<T>) -> *mut T {
@@ -66,15 +67,6 @@ impl ThreadModel for Windows {
     fn get_tid(&self) -> ThreadId {
         ThreadId::new(thread_number())
     }
-}
-
-fn create<T>(
-    data: *mut T,
-    destructor: Option<Destructor>,
-) -> Result<ThreadLocalKey<T>, ThreadModelError> {
-    let os = Key::create(destructor)?;
-    os.set(data.cast())?;
-    Ok(ThreadLocalKey { os, pointers: PhantomData })
 }
 
 /// The system's number of the calling thread, never 0.

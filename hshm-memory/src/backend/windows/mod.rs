@@ -5,6 +5,8 @@
 mod private;
 mod shared;
 mod space;
+#[cfg(test)]
+mod tests;
 
 pub use self::private::PosixMmapBackend;
 pub use self::shared::PosixShmMmap;

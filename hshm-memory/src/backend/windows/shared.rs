@@ -18,6 +18,9 @@ use super::space::{self, Space};
 use crate::backend::{Backend, BackendError, BackendKind, validate_name};
 use crate::manager::{InitBackend, roomy};
 
+/// The boundary at which views begin, in bytes: the allocation granularity of every Windows there is.
+const VIEW_ALIGN: usize = 64 << 10;
+
 /// A named section: on Windows the equivalent of a POSIX shared-memory object.
 ///
 /// Its name, in the caller's session (`Local\`), is gone when the last process lets go of it. Only
@@ -145,6 +148,11 @@ unsafe impl Backend for PosixShmMmap {
 
     fn base(&self) -> NonNull<u8> {
         self.space.base()
+    }
+
+    /// 64 KiB: the system chooses where a section is mapped, in each process anew.
+    fn alignment(&self) -> usize {
+        VIEW_ALIGN
     }
 
     fn capacity_bytes(&self) -> u64 {

@@ -63,7 +63,8 @@ impl Space {
     }
 
     /// Commits the first `bytes` bytes. Several threads and processes may do so at once, and what is
-    /// committed already stays as it is.
+    /// committed already stays as it is. (Wine, to version 8 at least, then forgets to tell processes
+    /// that look later of the longer of two commitments which overlap.)
     pub(super) fn grow(&self, bytes: u64) -> Result<(), BackendError> {
         if bytes > self.capacity {
             return Err(BackendError::BadSize {
@@ -72,6 +73,8 @@ impl Space {
                 why: "the capacity was fixed when the segment was created",
             });
         }
+        // The system commits whole pages, and the capacity is some.
+        let bytes = bytes.next_multiple_of(PAGE_BYTES);
         let before = self.committed_bytes();
         let Some(more) = bytes.checked_sub(before).filter(|&more| more > 0) else {
             return Ok(());
