@@ -154,6 +154,11 @@ fn locks_between_processes_serve_user_level_threads() {
 }
 
 #[test]
+fn those_who_send_and_those_who_wait_for_messages_share_a_stream() {
+    on_each_library("queue");
+}
+
+#[test]
 fn thousands_allocate_and_free_while_they_move_between_streams() {
     on_each_library("heaps");
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use hshm_memory::collections::ShmQueue;
 use hshm_memory::robust::RobustLock;
 use hshm_memory::thread_model::{
     Argobots as Model, Pthreads, ThreadId, ThreadLocalKey, ThreadModel, ThreadModelKind,
@@ -26,6 +27,7 @@ pub(crate) fn run(name: &str) {
         "turns" => turns(),
         "named" => named(),
         "locks" => locks(),
+        "queue" => queue(),
         "heaps" => heaps(),
         "tasklets" => tasklets(),
         "outside" => outside(),
@@ -268,6 +270,37 @@ fn locks() {
     let report = heap.check();
     assert!(report.violations.is_empty(), "{report:?}");
     streams.free();
+    abt.finalize();
+}
+
+/// Who waits for a message and who sends it share a stream, as do those who wait for room.
+fn queue() {
+    const THREADS: u64 = 4;
+    const EACH: u64 = 200;
+    let abt = Argobots::init();
+    let heap = heap(8);
+    let queue = ShmQueue::<u64>::create_in(&heap, 1).unwrap();
+    let sum = AtomicU64::new(0);
+    let streams = abt.streams(1);
+    let works = (0..2 * THREADS).map(|thread| {
+        let (queue, sum) = (&queue, &sum);
+        Box::new(move || {
+            for round in 0..EACH {
+                if thread < THREADS {
+                    let message = queue.pop(Duration::from_secs(100)).unwrap();
+                    sum.fetch_add(message, Ordering::Relaxed);
+                } else {
+                    queue.push(round + 1, Duration::from_secs(100)).unwrap();
+                }
+            }
+        }) as Work<'_>
+    });
+    streams.run(works);
+    assert_eq!(sum.load(Ordering::Relaxed), THREADS * EACH * (EACH + 1) / 2);
+    // SAFETY: [owned] nobody uses it any more.
+    unsafe { queue.destroy() }.unwrap();
+    streams.free();
+    assert_empty(&heap);
     abt.finalize();
 }
 
