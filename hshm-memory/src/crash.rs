@@ -79,6 +79,17 @@ points! {
     "scalable.mend_cached", "caches and sums half made, by one who mended", "the next one mends";
     "scalable.mended", "all in order, but not said to be", "the next one mends";
     "scalable.done", "a lock that the dead hold, all in order", "the next one takes the lock over";
+    "guarded.laid_out", "a collection's block without its magic number", "nothing: whoever has its offset frees it";
+    "guarded.appended", "a value beyond those that count", "nothing";
+    "guarded.filled", "a new block that is not current", "the next holder of the lock frees it";
+    "guarded.published", "an old block that is not current any more", "the next holder of the lock frees it";
+    "guarded.noted", "a note of bytes that are to be copied", "the next holder of the lock copies them";
+    "guarded.copied", "bytes that were copied, the note still there", "the next holder of the lock copies them again";
+    "guarded.counted", "the same, and the count of values changed", "the next holder of the lock copies them again";
+    "guarded.mended", "a lock taken from the dead, everything mended", "the next holder mends again";
+    "map.stored", "a pair at a place that does not count as full", "nothing: the place is free";
+    "map.shown", "a pair that the count does not include", "the next holder of the lock counts";
+    "map.hidden", "a place given up that the count includes", "the next holder of the lock counts";
     "queue.laid_out", "a queue's block without its magic number", "nothing: whoever has its offset frees it";
     "queue.claimed", "a pusher held by the dead", "whoever needs a pusher takes it over";
     "queue.announced", "a pusher whose exchange did not happen", "the next holder finds the place without the node";

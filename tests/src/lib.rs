@@ -6,12 +6,14 @@
 
 pub mod cells;
 pub mod crash;
+pub mod guarded;
 pub mod model;
 pub mod process;
 pub mod random;
 pub mod ring;
 pub mod segment;
 pub mod stamp;
+pub mod stock;
 pub mod tidy;
 pub mod traffic;
 

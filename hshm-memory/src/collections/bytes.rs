@@ -1,6 +1,8 @@
 //! Values in shared memory, which everybody reads and writes as atomic words: whatever another
 //! process does meanwhile, that is no data race, and at worst a wrong value.
 
+use std::ops::Range;
+
 use crate::sync::{AtomicU64, Ordering};
 
 /// Words that `bytes` bytes take.
@@ -38,6 +40,46 @@ pub(super) fn load(words: &[AtomicU64], bytes: &mut [u8]) {
     }
 }
 
+/// Writes `bytes` so that they begin `at` bytes after the beginning of `words`. Neighbours in the first
+/// and last word stay as they are, as long as nobody else writes there. What reaches beyond is dropped.
+pub(super) fn store_at(words: &[AtomicU64], at: usize, bytes: &[u8]) {
+    for (word, range, rest) in parts(words, at, bytes.len()) {
+        let part = &bytes[rest..rest + range.len()];
+        let mut all = [0; 8];
+        if range.len() < 8 {
+            all = word.load(Ordering::Relaxed).to_ne_bytes();
+        }
+        all[range].copy_from_slice(part);
+        word.store(u64::from_ne_bytes(all), Ordering::Relaxed);
+    }
+}
+
+/// Reads as many bytes as `bytes` has from `at` bytes after the beginning of `words`. What would lie
+/// beyond stays as it is.
+pub(super) fn load_at(words: &[AtomicU64], at: usize, bytes: &mut [u8]) {
+    for (word, range, rest) in parts(words, at, bytes.len()) {
+        let part = &mut bytes[rest..rest + range.len()];
+        part.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes()[range]);
+    }
+}
+
+/// The words that `len` bytes from `at` on touch: each with the bytes of it that are meant, and how
+/// many come before them.
+fn parts(
+    words: &[AtomicU64],
+    at: usize,
+    len: usize,
+) -> impl Iterator<Item = (&AtomicU64, Range<usize>, usize)> {
+    let skipped = at % 8;
+    let touched = words.get(at / 8..).unwrap_or_default().iter().enumerate();
+    touched.map_while(move |(index, word)| {
+        // From the beginning of the first word touched.
+        let from = (index * 8).max(skipped);
+        let to = (index * 8 + 8).min(skipped + len);
+        (from < to).then(|| (word, from % 8..to - index * 8, from - skipped))
+    })
+}
+
 #[cfg(test)]
 #[cfg(not(hshm_loom))]
 mod tests {
@@ -56,6 +98,29 @@ mod tests {
             assert!(
                 untouched.map(|word| word.load(Ordering::Relaxed)).all(|word| word == u64::MAX)
             );
+        }
+    }
+
+    #[test]
+    fn bytes_at_any_place_leave_their_neighbours_alone() {
+        for at in 0..20_usize {
+            for len in 0..20_usize {
+                let words: Vec<_> = (0..5).map(|_| AtomicU64::new(u64::MAX)).collect();
+                let written: Vec<u8> = (1..).take(len).collect();
+                store_at(&words, at, &written);
+                let mut all = [0; 40];
+                load(&words, &mut all);
+                assert_eq!(all[at..at + len], written);
+                assert!(all[..at].iter().chain(&all[at + len..]).all(|&byte| byte == 0xff));
+                let mut read = vec![0; len];
+                load_at(&words, at, &mut read);
+                assert_eq!(read, written);
+            }
+        }
+        let words = [AtomicU64::new(7)];
+        for at in [4, 8, 9, usize::MAX] {
+            store_at(&words, at, &[1; 16]);
+            load_at(&words, at, &mut [0; 16]);
         }
     }
 }

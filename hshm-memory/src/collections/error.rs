@@ -3,6 +3,7 @@
 use std::io;
 
 use crate::error::AllocError;
+use crate::robust::LockError;
 
 /// Why an operation on a collection in shared memory failed.
 #[derive(Debug, thiserror::Error)]
@@ -84,6 +85,22 @@ pub enum CollectionError {
     Busy {
         /// How many there can be.
         most: u64,
+    },
+    /// What it is made of would go with a process.
+    #[error(
+        "the segment frees what a process allocated when it ends, and with it parts of a collection that others use: create the segment with the policy keep"
+    )]
+    GoesWithProcess,
+    /// The lock could not be taken.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// There is no such value.
+    #[error("there is no value at index {index}: there are {len}")]
+    OutOfRange {
+        /// Which was named.
+        index: usize,
+        /// How many there are.
+        len: usize,
     },
     /// The identity of the calling thread could not be established.
     #[error("cannot tell which thread this is: {0}")]

@@ -177,6 +177,14 @@ impl RobustLock {
         Self { word: AtomicU64::new(0), waiting: AtomicU32::new(0), _reserved: AtomicU32::new(0) }
     }
 
+    /// Makes a free lock of whatever bytes stand there, which nobody uses.
+    pub(crate) fn initialise(&self) {
+        // ORDER: Relaxed: who makes the lock known publishes this.
+        self.word.store(Word::FREE.0, Ordering::Relaxed);
+        self.waiting.store(0, Ordering::Relaxed);
+        self._reserved.store(0, Ordering::Relaxed);
+    }
+
     /// Takes the lock, and waits for it for [`PATIENCE`] at most.
     ///
     /// # Errors

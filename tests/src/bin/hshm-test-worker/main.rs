@@ -16,6 +16,7 @@ use hshm_tests::cells::Cells;
 use hshm_tests::random::Random;
 use hshm_tests::ring::{RING_BYTES, shared_word};
 use hshm_tests::segment::attach_as_told;
+use hshm_tests::stock::Stock;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
             traffic::send(&attach_as_told(name), number(sender), number(count));
         }
         ["receive", name] => traffic::receive(&attach_as_told(name)),
+        ["stock", name, seat] => Stock::attach(&attach_as_told(name)).work(number(seat)),
         ["scribbled", name, seed] => scribbled::run(&attach_as_told(name), number(seed)),
         _ => {
             say("unknown role");
