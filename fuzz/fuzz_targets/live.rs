@@ -166,4 +166,6 @@ fuzz_target!(|data: &[u8]| {
         client.step(&mut input);
     }
     let _ = (client.heap.recover_dead(), client.heap.check(), client.heap.report());
+    client.heap.detach_thread();
+    let _ = client.heap.repair();
 });

@@ -2,6 +2,7 @@
 
 use crate::allocator::AllocatorKind;
 use crate::backend::BackendError;
+use crate::process::ProcessId;
 use crate::robust::LockError;
 
 /// Why a segment could not be created or attached.
@@ -116,6 +117,16 @@ pub enum AllocError {
     NoWorkerSlot {
         /// How many slots the segment has.
         slots: u32,
+    },
+    /// It cannot be repaired while somebody uses it.
+    #[error(
+        "the segment is in use: process {process} holds its worker slot {slot}; end it, or wait for its end, and try again"
+    )]
+    InUse {
+        /// A slot that is held.
+        slot: u32,
+        /// Who holds it.
+        process: ProcessId,
     },
     /// The offset is not that of a block that is allocated.
     #[error("{offset:#x} is not the offset of an allocated block: {why}")]

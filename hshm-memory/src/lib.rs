@@ -81,7 +81,7 @@ pub use manager::{InitBackend, ManagerError, MemoryBackendId, MemoryManager, mem
 pub use options::{HeapOptions, InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
 pub use process::ProcessId;
-pub use report::{CheckReport, HeapReport, RecoveryReport};
+pub use report::{CheckReport, HeapReport, RecoveryReport, RepairReport};
 pub use typed::{ShmBox, TypedAllocator};
 
 /// A heap for the examples in this crate's documentation.

@@ -156,6 +156,35 @@ impl std::ops::AddAssign for RecoveryReport {
     }
 }
 
+/// What a repair did, and what it could not do.
+#[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RepairReport {
+    /// What was done for dead processes that held worker slots.
+    pub recovered: RecoveryReport,
+    /// Slots whose word was none that there can be. They are free now.
+    pub slots_freed: u32,
+    /// Units that were owned by a slot that nobody held, and are owned no more.
+    pub owners_cleared: u64,
+    /// Lists of free blocks that could not be followed. Their blocks count as allocated from now on.
+    pub lists_dropped: u64,
+    /// Counts of a page's carved blocks or a run's units that contradicted its lists or tags.
+    pub counts_corrected: u64,
+    /// Units that were made part of the page or run again that says it has them.
+    pub units_bound: u64,
+    /// The heap afterwards, with what could not be repaired.
+    pub remaining: CheckReport,
+}
+
+impl RepairReport {
+    /// Whether anything was found that had to be done.
+    #[must_use]
+    pub fn is_changed(&self) -> bool {
+        let Self { recovered, remaining, .. } = self;
+        let idle = Self { remaining: remaining.clone(), ..Self::default() };
+        *recovered != RecoveryReport::default() || *self != idle
+    }
+}
+
 /// What a walk over the whole heap found.
 #[derive(Clone, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct CheckReport {

@@ -220,7 +220,12 @@ impl<'h> Victim<'h> {
             }
             33 => drop(heap.report()),
             34 => drop(heap.check()),
-            35 => drop(heap.recover_dead()),
+            35 => {
+                let _ = heap.recover_dead();
+                // Refused, unless nobody is left who holds a slot.
+                heap.detach_thread();
+                drop(heap.repair());
+            }
             36 => {
                 let _ = heap.grow(heap.committed_bytes() + self.random.below(3 * UNIT_BYTES));
             }

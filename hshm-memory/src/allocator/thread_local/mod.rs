@@ -31,6 +31,7 @@ mod recover;
 mod refill;
 mod release;
 mod remote;
+mod repair;
 mod settle;
 mod size_class;
 mod slots;
@@ -45,6 +46,8 @@ mod words;
 mod hostile;
 #[cfg(test)]
 mod interrupted;
+#[cfg(test)]
+mod repair_tests;
 #[cfg(test)]
 mod tests;
 

@@ -203,7 +203,7 @@ fn mend(page: &Page<'_>) {
 }
 
 /// Whether the block at `offset` is on any list of the page, the bin of slot `id` included.
-fn page_has(page: &Page<'_>, id: u32, offset: u64) -> bool {
+pub(super) fn page_has(page: &Page<'_>, id: u32, offset: u64) -> bool {
     let bin = page.view.bin_list(page.view.slot(id), page.class());
     let Some(index) = page.index_of(offset) else { return true };
     [bin, page.free(), page.local(), page.remote().to_list(page.start())].into_iter().any(|list| {

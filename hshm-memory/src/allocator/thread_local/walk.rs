@@ -8,7 +8,7 @@ use crate::sync::Ordering;
 const MAX_BLOCKS: usize = 4096;
 
 /// The blocks of one page that were met on its lists.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Met {
     bits: [u64; MAX_BLOCKS / 64],
     /// How many.
