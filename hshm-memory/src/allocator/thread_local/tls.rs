@@ -75,13 +75,12 @@ impl Drop for ThreadHeaps {
 /// The calling thread's heap of the allocator `key`, if it is the one it used last.
 #[inline(always)]
 pub(super) fn current(key: u64) -> Option<*const Heap> {
-    let heap = by_pointer!(current_or_null as fn(u64) -> *const Heap)(key);
-    (!heap.is_null()).then_some(heap)
+    by_pointer!(current_here as fn(u64) -> Option<*const Heap>)(key)
 }
 
 #[inline(always)]
-fn current_or_null(key: u64) -> *const Heap {
-    CURRENT.with(|current| if current.key.get() == key { current.heap.get() } else { ptr::null() })
+fn current_here(key: u64) -> Option<*const Heap> {
+    CURRENT.with(|current| (current.key.get() == key).then(|| current.heap.get()))
 }
 
 /// Runs `f` with the calling thread's heap, which is claimed if there is none yet.
