@@ -3,10 +3,14 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+#[cfg(unix)]
+use hshm_memory::MemfdMmap;
+#[cfg(windows)]
+use hshm_memory::PosixMmapBackend;
 use hshm_memory::{
-    Allocator, AllocatorId, AllocatorKind, Backend, HeapOptions, InitOptions, MallocAllocator,
-    MemfdMmap, PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator, StackAllocator,
-    ThreadLocalAllocator,
+    Allocator, AllocatorId, AllocatorKind, Backend, HeapOptions, InitBackend, InitOptions,
+    MallocAllocator, PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator,
+    StackAllocator, ThreadLocalAllocator,
 };
 
 /// The memory of each test.
@@ -40,12 +44,19 @@ pub(crate) struct BackendCase {
 }
 
 /// What the library has on other systems alone.
-pub(crate) const NOT_HERE: &[(&str, &str)] =
-    &[("posix-mmap", "the library has it on Windows alone")];
+pub(crate) const NOT_HERE: &[(&str, &str)] = &[
+    #[cfg(unix)]
+    ("posix-mmap", "the library has it on Windows alone"),
+    #[cfg(windows)]
+    ("memfd", "Linux alone has it"),
+];
 
 pub(crate) const BACKENDS: &[BackendCase] = &[
     BackendCase { name: "posix-shm", create: posix_shm },
+    #[cfg(unix)]
     BackendCase { name: "memfd", create: memfd },
+    #[cfg(windows)]
+    BackendCase { name: "posix-mmap", create: posix_mmap },
 ];
 
 fn posix_shm() -> Memory {
@@ -56,14 +67,30 @@ fn posix_shm() -> Memory {
     let open = name.clone();
     Memory {
         backend: Arc::new(backend),
-        again: Box::new(move || {
-            let file = PosixShmMmap::open(&open).unwrap();
-            Arc::new(PosixShmMmap::from_fd(file, 2 * SIZE).unwrap())
-        }),
-        destroy: Box::new(move || PosixShmMmap::unlink(&name).unwrap()),
+        again: Box::new(move || Arc::new(open_again(&open))),
+        destroy: Box::new(move || PosixShmMmap::shm_destroy(&name).unwrap()),
     }
 }
 
+#[cfg(unix)]
+fn open_again(name: &str) -> PosixShmMmap {
+    PosixShmMmap::from_fd(PosixShmMmap::open(name).unwrap(), 2 * SIZE).unwrap()
+}
+
+#[cfg(windows)]
+fn open_again(name: &str) -> PosixShmMmap {
+    PosixShmMmap::open(name).unwrap()
+}
+
+#[cfg(windows)]
+fn posix_mmap() -> Memory {
+    let backend: Arc<dyn Backend> = Arc::new(PosixMmapBackend::create(SIZE, 2 * SIZE).unwrap());
+    let other = Arc::clone(&backend);
+    let again = Box::new(move || Arc::clone(&other));
+    Memory { backend, again, destroy: Box::new(|| ()) }
+}
+
+#[cfg(unix)]
 fn memfd() -> Memory {
     let backend = Arc::new(MemfdMmap::create("allocators", SIZE, 2 * SIZE).unwrap());
     let other = Arc::clone(&backend);

@@ -105,6 +105,8 @@ pub(crate) struct Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        // This thread's heap would keep the memory mapped until the thread ends.
+        tls::detach_thread(self.key);
         tls::detach_all(self.key);
     }
 }
