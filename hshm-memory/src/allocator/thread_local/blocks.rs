@@ -178,11 +178,7 @@ impl ThreadLocalAllocator {
         bytes: usize,
         align: usize,
     ) -> Result<OffsetPointer, AllocError> {
-        let align = if align.is_power_of_two() { align.max(GRANULE_BYTES) } else { align };
-        let offset = tls::with_heap(&self.inner, |heap| {
-            heap.allocate_into(cell.offset_bytes(), bytes, align)
-        })?;
-        Ok(OffsetPointer::new(offset))
+        self.aligned_allocate_into_as(MemContext::DEFAULT, cell, bytes, align)
     }
 
     /// Frees the block that the cell at `cell` names and makes the cell null, exactly once: if this

@@ -140,8 +140,38 @@ impl ThreadLocalAllocator {
         cell: OffsetPointer,
         bytes: usize,
     ) -> Result<OffsetPointer, AllocError> {
+        self.aligned_allocate_into_as(context, cell, bytes, GRANULE_BYTES)
+    }
+
+    /// [`ThreadLocalAllocator::aligned_allocate_into`], as the thread that `context` names.
+    ///
+    /// # Errors
+    /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
+    /// [`ThreadLocalAllocator::aligned_allocate_into`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// use hshm_memory::{Allocator, MemContext};
+    ///
+    /// # let heap = doc_heap();
+    /// let cell = heap.allocate(8)?;
+    /// // SAFETY: the block is ours and eight bytes long.
+    /// unsafe { heap.resolve(cell, 8)?.write_bytes(0, 8) };
+    /// let block = heap.aligned_allocate_into_as(MemContext::DEFAULT, cell, 100, 4096)?;
+    /// assert!(block.offset_bytes().is_multiple_of(4096));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn aligned_allocate_into_as(
+        &self,
+        context: MemContext,
+        cell: OffsetPointer,
+        bytes: usize,
+        align: usize,
+    ) -> Result<OffsetPointer, AllocError> {
         let cell = cell.offset_bytes();
-        self.with_context(context, |heap| heap.allocate_into(cell, bytes, GRANULE_BYTES))
+        let align = if align.is_power_of_two() { align.max(GRANULE_BYTES) } else { align };
+        self.with_context(context, |heap| heap.allocate_into(cell, bytes, align))
             .map(OffsetPointer::new)
     }
 
@@ -153,6 +183,23 @@ impl ThreadLocalAllocator {
     /// # Errors
     /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
     /// [`ThreadLocalAllocator::free_from`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// use hshm_memory::{Allocator, MemContext};
+    ///
+    /// # let heap = doc_heap();
+    /// let cell = heap.allocate(8)?;
+    /// // SAFETY: the block is ours and eight bytes long.
+    /// unsafe { heap.resolve(cell, 8)?.write_bytes(0, 8) };
+    /// heap.allocate_into(cell, 100)?;
+    /// // SAFETY: nobody uses the block any more.
+    /// assert!(unsafe { heap.free_from_as(MemContext::DEFAULT, cell)? });
+    /// // SAFETY: the cell is empty, so there is no block.
+    /// assert!(!unsafe { heap.free_from_as(MemContext::DEFAULT, cell)? });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub unsafe fn free_from_as(
         &self,
         context: MemContext,
@@ -166,6 +213,17 @@ impl ThreadLocalAllocator {
     /// # Errors
     /// [`AllocError::BadContext`] if it names none of this allocator and process, and as
     /// [`ThreadLocalAllocator::usable_bytes`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// # let heap = doc_heap();
+    /// use hshm_memory::{Allocator, MemContext};
+    ///
+    /// let block = heap.allocate(100)?;
+    /// assert!(heap.usable_bytes_as(MemContext::DEFAULT, block)? >= 100);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn usable_bytes_as(
         &self,
         context: MemContext,

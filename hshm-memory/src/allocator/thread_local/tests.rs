@@ -342,6 +342,10 @@ fn every_operation_honours_its_context() {
     assert_eq!(heap.read_cell(cell).unwrap(), named);
     // SAFETY: as above.
     assert!(unsafe { heap.free_from_as(context, cell) }.unwrap());
+    let named = heap.aligned_allocate_into_as(context, cell, 100, 4096).unwrap();
+    assert!(named.offset_bytes().is_multiple_of(4096));
+    // SAFETY: as above.
+    assert!(unsafe { heap.free_from_as(context, cell) }.unwrap());
     let object = heap.new_object(context, 7_u64).unwrap();
     // SAFETY: as above.
     unsafe { heap.delete_object(context, object) }.unwrap();
