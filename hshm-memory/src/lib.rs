@@ -69,11 +69,12 @@ pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use allocator::{
     Allocator, AllocatorKind, MallocAllocator, ScalablePageAllocator, ShmAllocator, StackAllocator,
 };
+pub use backend::{
+    ArrayBackend, Backend, BackendError, BackendKind, BackendOptions, BackendSlice, MallocBackend,
+    PosixMmapBackend, PosixShmMmap,
+};
 #[cfg(unix)]
-pub use backend::MemfdMmap;
-#[cfg(windows)]
-pub use backend::PosixMmapBackend;
-pub use backend::{Backend, BackendError, BackendKind, PosixShmMmap};
+pub use backend::{FileMmap, MemfdMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
 pub use local_alloc::LocalAlloc;

@@ -20,11 +20,18 @@ const WATCHED: usize = 4096;
 struct Range {
     start: AtomicUsize,
     len: AtomicUsize,
+    /// The size of its pages, or less than the machine's own.
+    page: AtomicUsize,
     damaged: AtomicBool,
 }
 
 static RANGES: [Range; WATCHED] = [const {
-    Range { start: AtomicUsize::new(0), len: AtomicUsize::new(0), damaged: AtomicBool::new(false) }
+    Range {
+        start: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+        page: AtomicUsize::new(0),
+        damaged: AtomicBool::new(false),
+    }
 }; WATCHED];
 
 /// A mapping's entry among those that are watched.
@@ -32,8 +39,9 @@ static RANGES: [Range; WATCHED] = [const {
 pub(super) struct Watch(Option<usize>);
 
 impl Watch {
-    /// Watches `[start, start + len)`, which stays mapped until the value is dropped.
-    pub(super) fn new(start: usize, len: usize) -> Self {
+    /// Watches `[start, start + len)`, in pages of `page` bytes or the machine's own if those are
+    /// larger, which stays mapped until the value is dropped.
+    pub(super) fn new(start: usize, len: usize, page: usize) -> Self {
         let free = RANGES.iter().position(|range| {
             // ORDER: AcqRel: one mapping takes an entry. The length, which says that it is ready, is
             // stored last with Release.
@@ -41,6 +49,7 @@ impl Watch {
         });
         if let Some(range) = free.and_then(|index| RANGES.get(index)) {
             range.damaged.store(false, Ordering::Relaxed);
+            range.page.store(page, Ordering::Relaxed);
             range.len.store(len, Ordering::Release);
         }
         Self(free)
@@ -100,7 +109,7 @@ extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc
     });
     let replaced = range.is_some_and(|range| {
         range.damaged.store(true, Ordering::Relaxed);
-        replace_page(address)
+        replace_page(address, range.page.load(Ordering::Relaxed))
     });
     if !replaced {
         // Not ours: let it happen again, and end the process as if nobody had asked.
@@ -110,10 +119,12 @@ extern "C" fn on_bus_error(signal: i32, info: *mut libc::siginfo_t, _: *mut libc
 }
 
 /// Puts a page of zeros where one is missing.
-fn replace_page(address: usize) -> bool {
+fn replace_page(address: usize, page: usize) -> bool {
     // SAFETY: [ffi] no pointer is passed; it may be called in a handler.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    let Ok(page) = usize::try_from(page) else { return false };
+    let own = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    let Ok(own) = usize::try_from(own) else { return false };
+    // Of a huge page, a part cannot be replaced.
+    let page = page.max(own);
     let start = address & !(page - 1);
     // SAFETY: [owned] the page lies in a mapping of this library's that has no memory there: nothing
     // is lost by mapping over it. mmap is a bare system call, which a handler may make.

@@ -1,25 +1,87 @@
 //! A shared file mapped over a reserved address range that is longer than the file.
 
-use std::io;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap};
-use nix::sys::stat::fstat;
-use nix::unistd::ftruncate;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, mprotect};
 
+use super::advice::{Mapped, Populated, kernel_page_bytes};
+use super::apply::{Locks, PagesOf, apply};
 use super::fault::Watch;
-use super::sizes::MAX_CAPACITY_BYTES;
-use super::{BASE_ALIGN, BackendError};
+use super::range::{MAX_CAPACITY_BYTES, inside, inwards, outwards, validate_grow, zero};
+use super::segment_file::{file_len, pages_of, set_len};
+use super::{BASE_ALIGN, BackendError, BackendOptions};
 
-/// The kernel's page size as this library counts it. Kernels with larger pages (16 or 64 KiB on
-/// some Arm machines) are served too: every range rounds outwards in the kernel.
-const PAGE_BYTES: u64 = 4096;
+/// What is known of a file that is to be mapped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    /// What its pages are.
+    pub(super) pages_of: PagesOf,
+    /// Its length, if that never changes and no system call gives or takes memory in it: the memory
+    /// of a device.
+    pub(super) fixed_bytes: Option<u64>,
+}
+
+impl Shape {
+    /// That of a regular file.
+    pub(super) fn regular(file: BorrowedFd<'_>) -> Result<Self, BackendError> {
+        Ok(Self { pages_of: pages_of(file)?, fixed_bytes: None })
+    }
+
+    /// The boundaries at which such a file can be mapped and cut, in bytes.
+    pub(super) fn grain(&self) -> u64 {
+        match self.pages_of {
+            PagesOf::Huge(bytes) => bytes,
+            PagesOf::Nothing | PagesOf::Shmem | PagesOf::File => 1,
+        }
+    }
+}
+
+/// Reserves `capacity` bytes of address space, and the place where it begins at a multiple of
+/// `align`. What lies before and after it, a page at least, cannot be accessed, so that neither a
+/// stray access nor the kernel takes a neighbour's memory for it.
+pub(super) fn reserve(capacity: u64, align: usize) -> Result<(MmapRaw, NonNull<u8>), BackendError> {
+    let bad = |why| BackendError::BadSize { size_bytes: 0, capacity_bytes: capacity, why };
+    if capacity == 0 {
+        return Err(bad("nothing would be mapped"));
+    }
+    if capacity > MAX_CAPACITY_BYTES {
+        return Err(bad("the capacity is beyond 64 TiB"));
+    }
+    let page = usize::try_from(kernel_page_bytes()).unwrap_or(1 << 16);
+    let len = usize::try_from(capacity).ok().and_then(|len| len.checked_next_multiple_of(page));
+    let reserved = len.and_then(|len| len.checked_add(align + 2 * page));
+    let (Some(len), Some(reserved)) = (len, reserved) else {
+        return Err(bad("this machine's addresses are too short for it"));
+    };
+    let reservation: MmapRaw = MmapOptions::new()
+        .len(reserved)
+        .no_reserve_swap()
+        .map_anon()
+        .map_err(|source| BackendError::System { what: "cannot reserve address space", source })?
+        .into();
+    let start = reservation.as_mut_ptr();
+    let first = start.wrapping_add(page);
+    let aligned = first.wrapping_add(first.align_offset(align));
+    let before = aligned.addr() - start.addr();
+    guard(start, before)?;
+    guard(aligned.wrapping_add(len), reserved - before - len)?;
+    let base = NonNull::new(aligned).ok_or_else(|| bad("nothing would be mapped"))?;
+    Ok((reservation, base))
+}
+
+/// Makes a part of a reservation inaccessible.
+fn guard(start: *mut u8, len: usize) -> Result<(), BackendError> {
+    let Some(start) = NonNull::new(start) else { return Ok(()) };
+    // SAFETY: [owned] the part lies in a reservation that was just made, and is not used.
+    unsafe { mprotect(start.cast(), len, ProtFlags::PROT_NONE) }
+        .map_err(|errno| BackendError::system("cannot guard address space", errno))
+}
 
 /// A file and the address range that it is mapped over.
 #[derive(Debug)]
@@ -31,6 +93,8 @@ pub(super) struct SharedMapping {
     base: NonNull<u8>,
     capacity: u64,
     file: OwnedFd,
+    shape: Shape,
+    locks: Locks,
 }
 
 // SAFETY: [owned] the mapping belongs to this value until it is dropped, and nothing here depends
@@ -40,53 +104,36 @@ unsafe impl Send for SharedMapping {}
 unsafe impl Sync for SharedMapping {}
 
 impl SharedMapping {
-    /// Maps `file` over `capacity` bytes of address space.
-    pub(super) fn new(file: OwnedFd, capacity: u64) -> Result<Self, BackendError> {
-        let too_big = |_| BackendError::BadSize {
-            size_bytes: 0,
-            capacity_bytes: capacity,
-            why: "this machine's addresses are too short for it",
-        };
-        let len = usize::try_from(capacity).map_err(too_big)?;
-        let reserved = len.checked_add(BASE_ALIGN).filter(|_| capacity <= MAX_CAPACITY_BYTES);
-        let reserved = reserved.ok_or(BackendError::BadSize {
-            size_bytes: 0,
-            capacity_bytes: capacity,
-            why: "the capacity is beyond 64 TiB",
-        })?;
+    /// Maps a regular file over `capacity` bytes of address space.
+    pub(super) fn new(
+        file: OwnedFd,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
+        let shape = Shape::regular(file.as_fd())?;
+        Self::of_shape(file, shape, capacity, options)
+    }
+
+    /// Maps a file of which more is known.
+    pub(super) fn of_shape(
+        file: OwnedFd,
+        shape: Shape,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
+        let grain = shape.grain();
+        let capacity = capacity.checked_next_multiple_of(grain).unwrap_or(capacity);
+        let align = usize::try_from(grain).unwrap_or(BASE_ALIGN).max(BASE_ALIGN);
         // The reservation is anonymous and never touched; the file goes on top of its aligned part.
-        let reservation: MmapRaw = MmapOptions::new()
-            .len(reserved)
-            .no_reserve_swap()
-            .map_anon()
-            .map_err(|source| BackendError::System {
-                what: "cannot reserve address space",
-                source,
-            })?
-            .into();
-        let start = reservation.as_mut_ptr();
-        let aligned = start.wrapping_add(start.align_offset(BASE_ALIGN));
-        let len = NonZeroUsize::new(len).ok_or(BackendError::BadSize {
-            size_bytes: 0,
-            capacity_bytes: 0,
-            why: "nothing would be mapped",
-        })?;
-        let address = NonZeroUsize::new(aligned.addr());
-        // SAFETY: [owned] [aligned, aligned + len) lies inside the reservation just made, which
-        // nobody else knows of, so MAP_FIXED replaces nothing but it.
-        let mapped = unsafe {
-            mmap(
-                address,
-                len,
-                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
-                MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE,
-                &file,
-                0,
-            )
-        };
-        let base = mapped.map_err(|errno| BackendError::system("cannot map the segment", errno))?;
-        let watch = Watch::new(base.addr().get(), len.get());
-        Ok(Self { watch, _reservation: reservation, base: base.cast(), capacity, file })
+        let (reservation, base) = reserve(capacity, align)?;
+        map_over(base, capacity, file.as_fd())?;
+        // SAFETY: [mapped] the file was just mapped there, and the reservation lives until the end.
+        let mapped = unsafe { Mapped::new(base, capacity) };
+        let committed = committed(file.as_fd(), shape, capacity);
+        let locks = apply(mapped, committed, shape.pages_of, options)?;
+        let len = usize::try_from(capacity).unwrap_or(usize::MAX);
+        let watch = Watch::new(base.addr().get(), len, usize::try_from(grain).unwrap_or(1));
+        Ok(Self { watch, _reservation: reservation, base, capacity, file, shape, locks })
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {
@@ -105,133 +152,144 @@ impl SharedMapping {
         self.watch.is_damaged()
     }
 
+    fn mapped(&self) -> Mapped {
+        // SAFETY: [mapped] the file is mapped there as long as the value lives.
+        unsafe { Mapped::new(self.base, self.capacity) }
+    }
+
     /// The file's length, at most the capacity.
     pub(super) fn committed_bytes(&self) -> u64 {
-        file_len(self.fd()).unwrap_or(0).min(self.capacity)
+        committed(self.fd(), self.shape, self.capacity)
     }
 
     pub(super) fn populate(&self, range: Range<u64>) -> Result<(), BackendError> {
-        let start = range.start & !(PAGE_BYTES - 1);
-        let end = range.end.next_multiple_of(PAGE_BYTES);
-        let bytes = end.saturating_sub(start);
-        if end > self.capacity || bytes == 0 {
-            return Ok(());
-        }
-        let (Ok(offset), Ok(len)) = (usize::try_from(start), usize::try_from(bytes)) else {
-            return Ok(());
-        };
-        loop {
-            let address = self.base.as_ptr().wrapping_add(offset);
-            // SAFETY: [mapped] the range lies inside this mapping; populating changes no byte.
-            let done = unsafe { libc::madvise(address.cast(), len, libc::MADV_POPULATE_WRITE) };
-            if done == 0 {
-                return Ok(());
-            }
-            match Errno::last_raw() {
-                // A signal, or the kernel short of something for a moment.
-                libc::EINTR | libc::EAGAIN => {}
-                // Kernels before 5.14 do not know this advice. Allocating in the file serves as
-                // well, at the price of a fault for each page later.
-                libc::EINVAL => return self.allocate(start, bytes),
-                // What would have been SIGBUS, or the control group's limit.
-                libc::EFAULT | libc::ENOMEM => return Err(BackendError::Full { bytes }),
-                code => {
-                    let errno = Errno::from_raw(code);
-                    return Err(BackendError::system("cannot populate memory", errno));
-                }
-            }
+        self.locks.follow(self.mapped(), range.end, || self.committed_bytes())?;
+        match self.mapped().populate(&range)? {
+            Populated::Done => Ok(()),
+            // A device's memory is there.
+            Populated::Unknown if self.shape.fixed_bytes.is_some() => Ok(()),
+            // Allocating in the file serves as well, at the price of a fault for each page later.
+            Populated::Unknown => self.allocate(&range),
         }
     }
 
-    fn allocate(&self, start: u64, bytes: u64) -> Result<(), BackendError> {
-        let (start, len) = (start.cast_signed(), bytes.cast_signed());
+    fn allocate(&self, range: &Range<u64>) -> Result<(), BackendError> {
+        let Some((start, len)) = inside(range, self.capacity) else { return Ok(()) };
+        let (start, len) = (start as u64, len as u64);
         loop {
-            match fallocate(&self.file, FallocateFlags::FALLOC_FL_KEEP_SIZE, start, len) {
+            let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            match fallocate(&self.file, keep, start.cast_signed(), len.cast_signed()) {
                 Ok(()) => return Ok(()),
                 Err(Errno::EINTR) => {}
-                Err(Errno::ENOSPC | Errno::ENOMEM) => return Err(BackendError::Full { bytes }),
+                Err(Errno::ENOSPC | Errno::ENOMEM) => {
+                    return Err(BackendError::Full { bytes: len });
+                }
                 Err(errno) => return Err(BackendError::system("cannot allocate memory", errno)),
             }
         }
     }
 
     pub(super) fn punch(&self, range: Range<u64>) -> Result<(), BackendError> {
+        // Of a huge page, a part cannot be given back.
+        let whole = inwards(&range, self.shape.grain());
+        let is_taken =
+            whole.is_empty() || (self.shape.fixed_bytes.is_none() && self.cut(&whole)?);
+        if !is_taken {
+            return self.clear(range);
+        }
+        self.clear(range.start..whole.start.min(range.end))?;
+        self.clear(whole.end.max(range.start)..range.end)
+    }
+
+    /// Takes the memory out of the file. Whether its file system can do so.
+    fn cut(&self, range: &Range<u64>) -> Result<bool, BackendError> {
+        let Some((start, len)) = inside(range, self.capacity) else { return Ok(true) };
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let len = range.end.saturating_sub(range.start).cast_signed();
-        fallocate(&self.file, flags, range.start.cast_signed(), len)
-            .map_err(|errno| BackendError::system("cannot give memory back", errno))
+        loop {
+            let (start, len) = ((start as u64).cast_signed(), (len as u64).cast_signed());
+            match fallocate(&self.file, flags, start, len) {
+                Ok(()) => return Ok(true),
+                Err(Errno::EINTR) => {}
+                Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return Ok(false),
+                Err(errno) => return Err(BackendError::system("cannot give memory back", errno)),
+            }
+        }
+    }
+
+    /// Fills a range with zeros where it cannot be given back.
+    fn clear(&self, range: Range<u64>) -> Result<(), BackendError> {
+        let range = range.start..range.end.min(self.committed_bytes());
+        if inside(&range, self.capacity).is_none() {
+            return Ok(());
+        }
+        // Writing to what has no memory may end in SIGBUS.
+        self.populate(range.clone())?;
+        // SAFETY: [mapped] the range was just populated; the caller of this gives its contents up.
+        unsafe { zero(self.base, range) };
+        Ok(())
     }
 
     pub(super) fn grow(&self, bytes: u64) -> Result<(), BackendError> {
-        if bytes > self.capacity {
-            return Err(BackendError::BadSize {
-                size_bytes: bytes,
-                capacity_bytes: self.capacity,
-                why: "the capacity was fixed when the segment was created",
-            });
+        let bytes = outwards(&(0..bytes), self.shape.grain()).end;
+        let limit = self.shape.fixed_bytes.map_or(self.capacity, |len| len.min(self.capacity));
+        validate_grow(bytes, limit)?;
+        let before = match self.shape.fixed_bytes {
+            Some(len) => len,
+            None => file_len(self.fd())?,
+        };
+        if before < bytes {
+            if let PagesOf::Huge(_) = self.shape.pages_of {
+                reserve_huge(self.fd(), before..bytes)?;
+            }
+            set_len(self.fd(), bytes)?;
         }
-        if file_len(self.fd())? >= bytes {
-            return Ok(());
+        self.locks.follow(self.mapped(), bytes, || self.committed_bytes())
+    }
+}
+
+/// How much of a mapping has a file behind it.
+fn committed(file: BorrowedFd<'_>, shape: Shape, capacity: u64) -> u64 {
+    let len = shape.fixed_bytes.map_or_else(|| file_len(file), Ok);
+    len.unwrap_or(0).min(capacity)
+}
+
+/// Maps `file` over what is reserved at `base`.
+fn map_over(base: NonNull<u8>, capacity: u64, file: BorrowedFd<'_>) -> Result<(), BackendError> {
+    let refused = |errno| BackendError::system("cannot map the segment", errno);
+    let len = usize::try_from(capacity).ok().and_then(NonZeroUsize::new);
+    let len = len.ok_or_else(|| refused(Errno::EINVAL))?;
+    let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+    // Mapping a file of huge pages for writing would make it as long as the mapping; so it is
+    // mapped for reading first.
+    // SAFETY: [owned] the range lies inside a reservation that nobody else knows of, so MAP_FIXED
+    // replaces nothing but it.
+    let mapped = unsafe { mmap(Some(base.addr()), len, ProtFlags::PROT_READ, flags, file, 0) };
+    let mapped = mapped.map_err(refused)?;
+    let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: [owned] the range was just mapped, and nobody uses it yet.
+    unsafe { mprotect(mapped, len.get(), writable) }.map_err(refused)
+}
+
+/// Sets huge pages aside for `range` of a file, so that using them cannot fail later.
+pub(super) fn reserve_huge(file: BorrowedFd<'_>, range: Range<u64>) -> Result<(), BackendError> {
+    let bytes = range.end - range.start;
+    let Some(len) = usize::try_from(bytes).ok().and_then(NonZeroUsize::new) else { return Ok(()) };
+    let start = range.start.cast_signed();
+    // What a shared mapping reserves stays reserved for the file when it is gone.
+    // SAFETY: [owned] the kernel chooses the place; nothing is accessed through it.
+    let mapped =
+        unsafe { mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, start) };
+    match mapped {
+        Ok(mapped) => {
+            // SAFETY: [owned] it was just mapped here, and is nobody else's.
+            let _ = unsafe { nix::sys::mman::munmap(mapped, len.get()) };
+            Ok(())
         }
-        set_len(self.fd(), bytes)
+        Err(Errno::ENOMEM) => Err(BackendError::HugePages {
+            bytes,
+            why: "not so many are free: reserve more with sysctl vm.nr_hugepages, or at boot"
+                .to_owned(),
+        }),
+        Err(errno) => Err(BackendError::system("cannot reserve huge pages", errno)),
     }
-}
-
-/// The length of a file, as the kernel has it.
-pub(crate) fn file_len(file: BorrowedFd<'_>) -> Result<u64, BackendError> {
-    let stat = fstat(file).map_err(|errno| BackendError::system("cannot stat a segment", errno))?;
-    Ok(u64::try_from(stat.st_size).unwrap_or(0))
-}
-
-/// Sets the length of a new file.
-pub(super) fn set_len(file: BorrowedFd<'_>, bytes: u64) -> Result<(), BackendError> {
-    let len = i64::try_from(bytes).map_err(|_| BackendError::BadSize {
-        size_bytes: bytes,
-        capacity_bytes: bytes,
-        why: "no file can be that long",
-    })?;
-    ftruncate(file, len).map_err(|errno| match errno as i32 {
-        libc::EFBIG => BackendError::BadSize {
-            size_bytes: bytes,
-            capacity_bytes: bytes,
-            why: "the file system allows no file that long",
-        },
-        libc::ENOSPC | libc::ENOMEM => BackendError::Full { bytes },
-        _ => BackendError::system("cannot set a segment's length", errno),
-    })
-}
-
-/// Refuses a file that cannot be a segment before it is mapped.
-pub(super) fn require_regular(file: BorrowedFd<'_>) -> Result<(), BackendError> {
-    let stat = fstat(file).map_err(|errno| BackendError::system("cannot stat a segment", errno))?;
-    if stat.st_mode & libc::S_IFMT != libc::S_IFREG {
-        return Err(BackendError::NotSharedMemory { why: "it is no regular file" });
-    }
-    let flags = nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_GETFL)
-        .map_err(|errno| BackendError::system("cannot ask a file's mode", errno))?;
-    if flags & libc::O_ACCMODE != libc::O_RDWR {
-        return Err(BackendError::NotSharedMemory {
-            why: "it is not open for reading and writing",
-        });
-    }
-    Ok(())
-}
-
-/// Reads the first bytes of a file, without mapping it. Shorter if the file is.
-pub(crate) fn read_start(file: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        let rest = buffer.get_mut(filled..).unwrap_or_default();
-        let at = i64::try_from(filled).unwrap_or(i64::MAX);
-        // SAFETY: [ffi] the pointer and length are those of one live, exclusively borrowed slice.
-        let read =
-            unsafe { libc::pread(file.as_raw_fd(), rest.as_mut_ptr().cast(), rest.len(), at) };
-        match usize::try_from(read) {
-            Ok(0) => break,
-            Ok(bytes) => filled += bytes,
-            Err(_) if Errno::last() == Errno::EINTR => {}
-            Err(_) => return Err(io::Error::last_os_error()),
-        }
-    }
-    Ok(filled)
 }

@@ -1,18 +1,46 @@
 //! Memory backends: contiguous memory that an allocator is laid over.
 //!
-//! A backend is address space for a whole *capacity*, mapped once at a 2 MiB boundary, of which the
-//! first *committed* bytes have a file behind them. Growing extends the file; nobody maps anew.
+//! A backend is address space for a whole *capacity*, mapped once, of which the first *committed*
+//! bytes can be used. Growing a shared one extends the file behind it; nobody maps anew.
+//!
+//! | backend | memory | for | grows |
+//! |---|---|---|---|
+//! | [`PosixShmMmap`] | a named shared-memory object | processes that know its name | yes |
+//! | [`MemfdMmap`] | a file without name, sealed | processes that are handed it | yes |
+//! | [`FileMmap`] | any file, or a memory device | processes, virtual machines, hosts | files do |
+//! | [`PosixMmapBackend`] | the kernel's | one process | yes |
+//! | [`MallocBackend`] | the process's `malloc` | one process | no |
+//! | [`ArrayBackend`] | the caller's | one process | no |
+//! | [`BackendSlice`] | a part of another backend | whom that one is for | no |
 
 #[cfg(unix)]
+mod advice;
+#[cfg(unix)]
+mod apply;
+mod array;
+#[cfg(unix)]
+mod device;
+#[cfg(unix)]
 mod fault;
+#[cfg(unix)]
+mod file;
+mod malloc;
 #[cfg(unix)]
 mod mapping;
 #[cfg(unix)]
 mod memfd;
 mod name;
 #[cfg(unix)]
+mod obtained;
+mod options;
+#[cfg(unix)]
+mod posix_mmap;
+#[cfg(unix)]
 mod posix_shm;
-mod sizes;
+mod range;
+#[cfg(unix)]
+mod segment_file;
+mod slice;
 #[cfg(windows)]
 mod windows;
 
@@ -21,6 +49,7 @@ use std::io;
 use std::ops::Range;
 #[cfg(unix)]
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::ptr::NonNull;
 use std::str::FromStr;
 #[cfg(unix)]
@@ -28,15 +57,23 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::array::ArrayBackend;
 #[cfg(unix)]
 pub use self::fault::survive_truncation;
 #[cfg(unix)]
-pub(crate) use self::mapping::read_start;
+pub use self::file::FileMmap;
+pub use self::malloc::MallocBackend;
 #[cfg(unix)]
 pub use self::memfd::MemfdMmap;
 pub use self::name::{MAX_NAME_BYTES, validate_name};
+pub use self::options::{BackendOptions, HugePages, NodeSet, NumaPolicy, Obtained};
+#[cfg(unix)]
+pub use self::posix_mmap::PosixMmapBackend;
 #[cfg(unix)]
 pub use self::posix_shm::PosixShmMmap;
+#[cfg(unix)]
+pub(crate) use self::segment_file::read_start;
+pub use self::slice::BackendSlice;
 #[cfg(windows)]
 pub use self::windows::{PosixMmapBackend, PosixShmMmap, survive_truncation};
 use crate::options::UnknownName;
@@ -76,9 +113,12 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// other processes can write.
     fn committed_bytes(&self) -> u64;
 
-    /// The file behind it, for handing to other processes.
+    /// The file behind it, for handing to other processes; `None` for memory of one process, and
+    /// for a part.
     #[cfg(unix)]
-    fn fd(&self) -> Option<BorrowedFd<'_>>;
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// Makes `range` usable without a signal: every byte of it has memory behind it afterwards.
     ///
@@ -95,7 +135,19 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     fn punch(&self, range: Range<u64>) -> Result<(), BackendError>;
 
     /// Whether memory behind it was found missing. Only noticed after [`survive_truncation`].
-    fn is_damaged(&self) -> bool;
+    fn is_damaged(&self) -> bool {
+        false
+    }
+
+    /// How the memory was had, as the kernel reports it now: in which pages, locked or not, from
+    /// which nodes. It may take a walk over all that is in use.
+    ///
+    /// # Errors
+    /// [`BackendError::System`] if the kernel does not say.
+    #[cfg(unix)]
+    fn obtained(&self) -> Result<Obtained, BackendError> {
+        obtained::look_up(self.base(), self.capacity_bytes())
+    }
 
     /// Makes `committed_bytes` at least `bytes`, which is at most `capacity_bytes`.
     ///
@@ -128,8 +180,16 @@ pub enum BackendKind {
     /// A shared file without name, sealed against shrinking, that lives as long as somebody has it
     /// open.
     Memfd,
-    /// Private memory, for the process that made it.
+    /// A file or memory device that has a path.
+    File,
+    /// Memory of one process, straight from the kernel.
     PosixMmap,
+    /// Memory of one process, from its `malloc`.
+    Malloc,
+    /// Memory of one process that the caller had already.
+    Array,
+    /// A part of another backend.
+    Slice,
 }
 
 #[cfg(unix)]
@@ -137,12 +197,16 @@ impl BackendKind {
     /// Opens the file that another process handed over as a backend of this kind.
     ///
     /// # Errors
-    /// See [`PosixShmMmap::from_fd`] and [`MemfdMmap::from_fd`].
+    /// See [`PosixShmMmap::from_fd`], [`MemfdMmap::from_fd`] and [`FileMmap::from_fd`];
+    /// [`BackendError::NotShared`] for the kinds that belong to one process, or to another backend.
     pub fn open_fd(self, fd: OwnedFd, capacity: u64) -> Result<Arc<dyn Backend>, BackendError> {
         Ok(match self {
             Self::PosixShm => Arc::new(PosixShmMmap::from_fd(fd, capacity)?),
             Self::Memfd => Arc::new(MemfdMmap::from_fd(fd, capacity)?),
-            Self::PosixMmap => return Err(BackendError::NotShared { kind: self }),
+            Self::File => Arc::new(FileMmap::from_fd(fd, capacity)?),
+            Self::PosixMmap | Self::Malloc | Self::Array | Self::Slice => {
+                return Err(BackendError::NotShared { kind: self });
+            }
         })
     }
 }
@@ -152,7 +216,11 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             Self::PosixShm => "posix-shm",
             Self::Memfd => "memfd",
+            Self::File => "file",
             Self::PosixMmap => "posix-mmap",
+            Self::Malloc => "malloc",
+            Self::Array => "array",
+            Self::Slice => "slice",
         })
     }
 }
@@ -164,11 +232,15 @@ impl FromStr for BackendKind {
         match word {
             "posix-shm" => Ok(Self::PosixShm),
             "memfd" => Ok(Self::Memfd),
+            "file" => Ok(Self::File),
             "posix-mmap" => Ok(Self::PosixMmap),
+            "malloc" => Ok(Self::Malloc),
+            "array" => Ok(Self::Array),
+            "slice" => Ok(Self::Slice),
             other => Err(UnknownName {
                 what: "backend",
                 found: other.to_owned(),
-                expected: "posix-shm, memfd or posix-mmap",
+                expected: "posix-shm, memfd, file, posix-mmap, malloc, array or slice",
             }),
         }
     }
@@ -226,11 +298,61 @@ pub enum BackendError {
     },
     /// The memory is one process's own.
     #[error(
-        "{kind} memory belongs to the process that made it: nobody can attach to it; share a posix-shm or memfd backend instead"
+        "{kind} memory belongs to the process that made it: nobody can attach to it; share a posix-shm, memfd or file backend instead"
     )]
     NotShared {
         /// The kind of the backend.
         kind: BackendKind,
+    },
+    /// What the path names cannot be a segment.
+    #[error("{path:?} cannot be used as shared memory: {why}")]
+    NotMappable {
+        /// Its path, as far as it is known.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A part of a backend was asked for that it does not have.
+    #[error("the part from {start} to {end} of {committed_bytes} bytes cannot be used: {why}")]
+    BadPart {
+        /// Where it begins, in bytes.
+        start: u64,
+        /// Where it ends.
+        end: u64,
+        /// How much the backend has committed.
+        committed_bytes: u64,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Huge pages were required, and cannot be had; or refused where there is nothing else.
+    #[error("huge pages of {bytes} bytes: {why}; or ask for huge pages with try")]
+    HugePages {
+        /// How large they should be, or how much should come in them, in bytes.
+        bytes: u64,
+        /// What is in the way.
+        why: String,
+    },
+    /// The kernel does not take memory from the nodes that were named.
+    #[error(
+        "memory cannot be had by the policy {policy}: {source}; this machine has the nodes {online}, of which the process may be allowed some"
+    )]
+    Numa {
+        /// What was asked for.
+        policy: String,
+        /// The nodes that are there.
+        online: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The process may not keep so much from being swapped out.
+    #[error(
+        "cannot lock {bytes} more bytes in memory: the process may lock {limit_bytes} in all; raise the limit (ulimit -l, or LimitMEMLOCK= of its unit), or do without the lock"
+    )]
+    Lock {
+        /// How much was to be locked, in bytes.
+        bytes: u64,
+        /// RLIMIT_MEMLOCK, in bytes.
+        limit_bytes: u64,
     },
     /// No memory is left where this backend takes it from.
     #[error(

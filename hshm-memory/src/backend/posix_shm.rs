@@ -9,8 +9,10 @@ use nix::fcntl::OFlag;
 use nix::sys::mman::{shm_open, shm_unlink};
 use nix::sys::stat::{Mode, fchmod};
 
-use super::mapping::{self, SharedMapping};
-use super::{Backend, BackendError, BackendKind, sizes, validate_name};
+use super::mapping::SharedMapping;
+use super::range::validate_sizes;
+use super::segment_file::{file_len, require_regular, set_len};
+use super::{Backend, BackendError, BackendKind, BackendOptions, validate_name};
 use crate::allocator::segment_capacity;
 use crate::manager::{InitBackend, roomy};
 
@@ -32,8 +34,23 @@ impl PosixShmMmap {
     /// [`BackendError::BadName`], [`BackendError::BadSize`], [`BackendError::Exists`], or what the
     /// kernel refuses. Nothing is left behind then.
     pub fn create(name: &str, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
+        Self::create_with(name, size, capacity, mode, &BackendOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`PosixShmMmap::create`]; [`BackendError::HugePages`], [`BackendError::Numa`],
+    /// [`BackendError::Lock`] and [`BackendError::Full`] if an option cannot be had.
+    pub fn create_with(
+        name: &str,
+        size: u64,
+        capacity: u64,
+        mode: u32,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
         validate_name(name)?;
-        sizes::validate(size, capacity)?;
+        validate_sizes(size, capacity)?;
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
         let mode = Mode::from_bits_truncate(mode);
         let file = shm_open(name, flags, mode).map_err(|errno| open_error(name, errno))?;
@@ -41,8 +58,8 @@ impl PosixShmMmap {
             // The umask took bits from the mode that was asked for.
             fchmod(&file, mode)
                 .map_err(|e| BackendError::system("cannot set a segment's mode", e))?;
-            mapping::set_len(file.as_fd(), size)?;
-            SharedMapping::new(file, capacity)
+            set_len(file.as_fd(), size)?;
+            SharedMapping::new(file, capacity, options)
         })();
         match created {
             Ok(mapping) => Ok(Self { mapping }),
@@ -71,8 +88,21 @@ impl PosixShmMmap {
     /// [`BackendError::NotSharedMemory`] if it is no regular file open for reading and writing, or
     /// what the kernel refuses.
     pub fn from_fd(file: OwnedFd, capacity: u64) -> Result<Self, BackendError> {
-        mapping::require_regular(file.as_fd())?;
-        Ok(Self { mapping: SharedMapping::new(file, capacity)? })
+        Self::from_fd_with(file, capacity, &BackendOptions::default())
+    }
+
+    /// The same, with options that hold for this process's mapping.
+    ///
+    /// # Errors
+    /// As [`PosixShmMmap::from_fd`], and as [`PosixShmMmap::create_with`] if an option cannot be
+    /// had.
+    pub fn from_fd_with(
+        file: OwnedFd,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
+        require_regular(file.as_fd())?;
+        Ok(Self { mapping: SharedMapping::new(file, capacity, options)? })
     }
 
     /// Takes the name away. Processes that have the object mapped keep its memory until they let
@@ -136,7 +166,7 @@ impl InitBackend for PosixShmMmap {
         let file = Self::open(name)?;
         let capacity = match segment_capacity(&file) {
             Ok(capacity) => capacity,
-            Err(_) => roomy(mapping::file_len(file.as_fd())?),
+            Err(_) => roomy(file_len(file.as_fd())?),
         };
         Self::from_fd(file, capacity)
     }

@@ -152,7 +152,7 @@ fn query(address: *const u8) -> Option<MEMORY_BASIC_INFORMATION> {
 
 /// Checks that a size and a capacity go together, and rounds the capacity up to pages.
 pub(super) fn whole_pages(size_bytes: u64, capacity_bytes: u64) -> Result<u64, BackendError> {
-    crate::backend::sizes::validate(size_bytes, capacity_bytes)?;
+    crate::backend::range::validate_sizes(size_bytes, capacity_bytes)?;
     Ok(capacity_bytes.next_multiple_of(PAGE_BYTES))
 }
 
