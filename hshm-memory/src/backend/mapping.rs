@@ -14,7 +14,7 @@ use super::advice::{Mapped, Populated, kernel_page_bytes};
 use super::apply::{Locks, PagesOf, apply};
 use super::fault::Watch;
 use super::range::{MAX_CAPACITY_BYTES, inside, inwards, outwards, validate_grow, zero};
-use super::segment_file::{file_len, pages_of, set_len};
+use super::segment_file::{extend, file_len, pages_of};
 use super::{BASE_ALIGN, BackendError, BackendOptions};
 
 /// What is known of a file that is to be mapped.
@@ -241,7 +241,7 @@ impl SharedMapping {
             if let PagesOf::Huge(_) = self.shape.pages_of {
                 reserve_huge(self.fd(), before..bytes)?;
             }
-            set_len(self.fd(), bytes)?;
+            extend(self.fd(), bytes)?;
         }
         self.locks.follow(self.mapped(), bytes, || self.committed_bytes())
     }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use nix::unistd::ftruncate;
@@ -26,6 +27,22 @@ pub(super) fn pages_of(file: BorrowedFd<'_>) -> Result<PagesOf, BackendError> {
 pub(crate) fn file_len(file: BorrowedFd<'_>) -> Result<u64, BackendError> {
     let stat = fstat(file).map_err(|errno| BackendError::system("cannot stat a segment", errno))?;
     Ok(u64::try_from(stat.st_size).unwrap_or(0))
+}
+
+/// Makes a file at least `bytes` long. Unlike setting its length, this never cuts what somebody else
+/// grew meanwhile; it takes the memory of its last page.
+pub(super) fn extend(file: BorrowedFd<'_>, bytes: u64) -> Result<(), BackendError> {
+    let last = i64::try_from(bytes.saturating_sub(1));
+    let Ok(last) = last else { return set_len(file, bytes) };
+    loop {
+        match fallocate(file, FallocateFlags::empty(), last, 1) {
+            Ok(()) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            // A file system that cannot.
+            Err(Errno::EOPNOTSUPP | Errno::ENOSYS) => return set_len(file, bytes),
+            Err(errno) => return Err(len_error(bytes, errno)),
+        }
+    }
 }
 
 /// Sets the length of a new file.
