@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-#[cfg(unix)]
-use hshm_memory::MemfdMmap;
-#[cfg(windows)]
-use hshm_memory::PosixMmapBackend;
+use std::ptr::NonNull;
+
 use hshm_memory::{
-    Allocator, AllocatorId, AllocatorKind, Backend, HeapOptions, InitBackend, InitOptions,
-    MallocAllocator, PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator,
-    StackAllocator, ThreadLocalAllocator,
+    Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendSlice, HeapOptions,
+    InitBackend, InitOptions, MallocAllocator, MallocBackend, PosixMmapBackend, PosixShmMmap,
+    ScalablePageAllocator, SegmentError, ShmAllocator, StackAllocator, ThreadLocalAllocator,
 };
+#[cfg(unix)]
+use hshm_memory::{BackendOptions, FileMmap, MemfdMmap};
 
 /// The memory of each test.
 pub(crate) const SIZE: u64 = 8 << 20;
@@ -45,18 +45,22 @@ pub(crate) struct BackendCase {
 
 /// What the library has on other systems alone.
 pub(crate) const NOT_HERE: &[(&str, &str)] = &[
-    #[cfg(unix)]
-    ("posix-mmap", "the library has it on Windows alone"),
     #[cfg(windows)]
     ("memfd", "Linux alone has it"),
+    #[cfg(windows)]
+    ("file", "the library has it on systems of the Unix family alone"),
 ];
 
 pub(crate) const BACKENDS: &[BackendCase] = &[
     BackendCase { name: "posix-shm", create: posix_shm },
     #[cfg(unix)]
     BackendCase { name: "memfd", create: memfd },
-    #[cfg(windows)]
-    BackendCase { name: "posix-mmap", create: posix_mmap },
+    #[cfg(unix)]
+    BackendCase { name: "file", create: file },
+    BackendCase { name: "posix-mmap", create: || private(posix_mmap()) },
+    BackendCase { name: "malloc", create: || private(MallocBackend::create(SIZE).unwrap()) },
+    BackendCase { name: "array", create: array },
+    BackendCase { name: "slice", create: || private(slice()) },
 ];
 
 fn posix_shm() -> Memory {
@@ -82,12 +86,60 @@ fn open_again(name: &str) -> PosixShmMmap {
     PosixShmMmap::open(name).unwrap()
 }
 
-#[cfg(windows)]
-fn posix_mmap() -> Memory {
-    let backend: Arc<dyn Backend> = Arc::new(PosixMmapBackend::create(SIZE, 2 * SIZE).unwrap());
+/// Memory of one process.
+fn private(backend: impl Backend + 'static) -> Memory {
+    let backend: Arc<dyn Backend> = Arc::new(backend);
     let other = Arc::clone(&backend);
     let again = Box::new(move || Arc::clone(&other));
     Memory { backend, again, destroy: Box::new(|| ()) }
+}
+
+#[cfg(windows)]
+fn posix_mmap() -> PosixMmapBackend {
+    PosixMmapBackend::create(SIZE, 2 * SIZE).unwrap()
+}
+
+#[cfg(unix)]
+fn posix_mmap() -> PosixMmapBackend {
+    PosixMmapBackend::create(SIZE, 2 * SIZE, &BackendOptions::default()).unwrap()
+}
+
+fn array() -> Memory {
+    let mut words = vec![0_u64; usize::try_from(SIZE / 8).unwrap()];
+    let start = NonNull::from(words.as_mut_slice()).cast::<u8>();
+    // SAFETY: [owned] nobody else uses the words, and they are kept until the backend is dropped.
+    let backend = unsafe { ArrayBackend::create(start, size_of_val(words.as_slice())) }.unwrap();
+    let destroy = Box::new(move || {
+        // Dropped with this closure, after the backend.
+        let _ = &words;
+    });
+    let mut memory = private(backend);
+    memory.destroy = destroy;
+    memory
+}
+
+/// The second half of another backend, but for its first pages: at no round address.
+fn slice() -> BackendSlice {
+    let whole = Arc::new(MallocBackend::create(2 * SIZE).unwrap());
+    BackendSlice::new(whole, SIZE - 12_288..2 * SIZE - 12_288).unwrap()
+}
+
+#[cfg(unix)]
+fn file() -> Memory {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("memory");
+    let backend = FileMmap::create(&path, SIZE, 2 * SIZE, 0o600, &BackendOptions::default());
+    Memory {
+        backend: Arc::new(backend.unwrap()),
+        again: Box::new(move || {
+            let file = FileMmap::open(&path).unwrap();
+            Arc::new(FileMmap::from_fd(file, 2 * SIZE).unwrap())
+        }),
+        destroy: Box::new(move || {
+            // Dropped with this closure, and the file with it.
+            let _ = directory.path();
+        }),
+    }
 }
 
 #[cfg(unix)]
