@@ -48,6 +48,7 @@ mod target;
 pub use client::{Client, ClientBuilder, Inspection};
 pub use error::Error;
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
+pub use hshm_memory::thread_model;
 pub use hshm_memory::{
     AllocError, Allocator, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr,
     HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, SegmentError,
