@@ -42,7 +42,7 @@ impl ThreadLocalAllocator {
     }
 
     /// Allocates `bytes` bytes aligned to `align`, a power of two up to what the backend's own
-    /// beginning has ([`Backend::alignment`]): 2 MiB, for all memory that the kernel maps.
+    /// beginning has ([`alignment`](crate::Backend::alignment)): 2 MiB, for all memory that the kernel maps.
     ///
     /// # Errors
     /// [`AllocError::BadAlignment`], and as [`ThreadLocalAllocator::allocate`].
