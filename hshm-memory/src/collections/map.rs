@@ -257,7 +257,8 @@ impl<K: Pod, V: Pod, A: CellAllocator + ?Sized> ShmHashMap<'_, K, V, A> {
     /// Makes what `f` returns the value of `key`, or takes it out if that is none. `f` is given the value
     /// that there is, and nobody else changes it meanwhile. Returns the new value.
     ///
-    /// Others wait for `f`, and if it panics the map stays as it was. `f` must not use the map.
+    /// Others wait for `f`, and if it panics the map stays as it was. `f` must not use the map, nor yield
+    /// to another user-level thread.
     ///
     /// # Errors
     /// [`CollectionError::Alloc`] if there is no memory, and as [`len`](Self::len).

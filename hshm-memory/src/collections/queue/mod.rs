@@ -4,6 +4,9 @@ mod layout;
 #[cfg(test)]
 #[cfg(hshm_loom)]
 mod loom_ring;
+#[cfg(test)]
+#[cfg(hshm_loom)]
+mod loom_waiting;
 mod ring;
 #[cfg(test)]
 #[cfg(not(hshm_loom))]

@@ -80,7 +80,7 @@ impl Event {
     }
 
     /// Notes that the caller may sleep. Returns what the word says until something comes about.
-    fn announce_sleep(&self) -> u32 {
+    pub(super) fn announce_sleep(&self) -> u32 {
         // ORDER: SeqCst, see above.
         self.word.fetch_or(Self::SLEEPERS, Ordering::SeqCst) | Self::SLEEPERS
     }
@@ -110,5 +110,11 @@ impl Event {
             // Who has gone to sleep since without changing it.
             wait::wake(&self.word, i32::MAX);
         }
+    }
+
+    #[cfg(test)]
+    #[cfg(hshm_loom)]
+    pub(super) fn for_model() -> Self {
+        Self { word: AtomicU32::new(0) }
     }
 }
