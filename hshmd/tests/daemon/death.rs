@@ -48,9 +48,12 @@ fn the_slots_of_a_killed_client_are_recovered() {
     assert_eq!(slots_in_use(&mut client, "a"), 1);
     assert_eq!(client.status().recovered_slots, 1);
     check_is_clean(&mut client, "a");
-    let log = daemon.log();
-    let line = log.lines().find(|line| line.contains("recovered what a dead process held"));
-    assert!(line.is_some_and(|line| line.contains(&format!("pid={pid}"))), "{log}");
+    // What the daemon writes is read by another thread of this process.
+    wait_until("its log says whose", || {
+        let log = daemon.log();
+        let line = log.lines().find(|line| line.contains("recovered what a dead process held"));
+        line.is_some_and(|line| line.contains(&format!("pid={pid}")))
+    });
     assert!(client.sessions().iter().all(|session| session.process.pid != pid));
     other.finish();
     wait_until("the other's slot is free too", || slots_in_use(&mut client, "a") == 0);
