@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hshm_memory::report::WorkerReport;
-use hshm_memory::{CheckReport, HeapReport};
+use hshm_memory::{CheckReport, HeapReport, RepairReport};
 use hshm_proto::{
     CreateSegment, ReplyBody, RequestBody, SegmentInfo, SessionInfo, StatusInfo,
     validate_client_name,
@@ -231,6 +231,20 @@ impl Client {
     pub fn check(&self, name: &str) -> Result<CheckReport, Error> {
         let reply = self.inner.request(RequestBody::Check { name: name.to_owned() })?;
         let ReplyBody::Checked(report) = reply else { return Err(unexpected("check")) };
+        Ok(report)
+    }
+
+    /// Repairs a segment that nobody uses, as far as can be told what is right; what cannot be told is
+    /// in [`RepairReport::remaining`]. A segment that was unusable for its broken heap is in use again
+    /// if nothing remains.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] with [`ErrorCode::InUse`](crate::ErrorCode::InUse) if living processes use
+    /// it, or if there is no such segment, this user may not manage it, or its header is broken too; or
+    /// as for any request.
+    pub fn repair(&self, name: &str) -> Result<RepairReport, Error> {
+        let reply = self.inner.request(RequestBody::Repair { name: name.to_owned() })?;
+        let ReplyBody::Repaired(report) = reply else { return Err(unexpected("repair")) };
         Ok(report)
     }
 

@@ -51,7 +51,7 @@ pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerRep
 pub use hshm_memory::thread_model;
 pub use hshm_memory::{
     AllocError, Allocator, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr,
-    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, SegmentError,
+    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, RepairReport, SegmentError,
     ThreadLocalAllocator, UnknownName,
 };
 /// What a segment is to be like when it is created. `CreateOptions::new(name, size_bytes)` gives the

@@ -3,6 +3,7 @@
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 use hshm_memory::{
     AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
+    RepairReport,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -55,6 +56,7 @@ fn request() -> impl Strategy<Value = RequestBody> {
         (text(), any::<u32>())
             .prop_map(|(name, after_slot)| RequestBody::Inspect { name, after_slot }),
         text().prop_map(|name| RequestBody::Check { name }),
+        text().prop_map(|name| RequestBody::Repair { name }),
         any::<Option<u64>>().prop_map(|after| RequestBody::Sessions { after }),
     ]
 }
@@ -143,6 +145,11 @@ fn longest_replies() -> Vec<ReplyBody> {
         segments: vec!["n".repeat(MAX_SEGMENT_NAME_BYTES); SEGMENTS_PER_SESSION_SHOWN],
         segments_total: u32::MAX,
     };
+    let check = CheckReport {
+        violations: vec![violation; CheckReport::MAX_VIOLATIONS],
+        violations_total: u64::MAX,
+        ..CheckReport::default()
+    };
     vec![
         ReplyBody::Segments { segments: vec![longest_segment(); SEGMENTS_PER_PAGE], more: true },
         ReplyBody::Sessions { sessions: vec![session; SESSIONS_PER_PAGE], more: true },
@@ -152,11 +159,13 @@ fn longest_replies() -> Vec<ReplyBody> {
             workers: vec![worker; WORKERS_PER_PAGE],
             more_workers: true,
         })),
-        ReplyBody::Checked(CheckReport {
-            violations: vec![violation; CheckReport::MAX_VIOLATIONS],
-            violations_total: u64::MAX,
-            ..CheckReport::default()
+        ReplyBody::Repaired(RepairReport {
+            owners_cleared: u64::MAX,
+            lists_dropped: u64::MAX,
+            remaining: check.clone(),
+            ..RepairReport::default()
         }),
+        ReplyBody::Checked(check),
     ]
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{
     AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
+    RepairReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,12 @@ pub enum RequestBody {
         /// Begin after this session: the last one of the page before.
         after: Option<u64>,
     },
+    /// Repair a segment that nobody uses, as far as can be told what is right. Answered by
+    /// [`ReplyBody::Repaired`].
+    Repair {
+        /// The segment.
+        name: String,
+    },
 }
 
 impl RequestBody {
@@ -106,6 +113,7 @@ impl RequestBody {
             Self::Inspect { .. } => "inspect",
             Self::Check { .. } => "check",
             Self::Sessions { .. } => "sessions",
+            Self::Repair { .. } => "repair",
         }
     }
 }
@@ -190,6 +198,8 @@ pub enum ReplyBody {
         /// Whether there are more after the last one.
         more: bool,
     },
+    /// What a repair did, and could not do.
+    Repaired(RepairReport),
 }
 
 /// A segment's heap, with one page of its workers.

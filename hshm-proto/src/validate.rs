@@ -135,6 +135,7 @@ impl RequestBody {
             | Self::Grow { name, .. }
             | Self::Inspect { name, .. }
             | Self::Check { name }
+            | Self::Repair { name }
             | Self::List { after: Some(name) } => validate_segment_name(name),
             Self::List { after: None } | Self::Sessions { .. } | Self::Status | Self::Ping => {
                 Ok(())

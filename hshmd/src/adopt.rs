@@ -19,7 +19,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
 use crate::registry::{Registry, take_or_absent, unlink};
-use crate::segment::{Heap, ObjectLock, Segment};
+use crate::segment::{Heap, ObjectLock, Segment, UNUSABLE};
 use crate::size::format_size;
 use crate::state::{Phase, Record};
 
@@ -162,7 +162,7 @@ fn quarantined(
     bytes: u64,
     lock: Option<Arc<ObjectLock>>,
 ) -> Segment {
-    error!(segment = record.name, reason, "a segment is unusable; it can only be destroyed");
+    error!(segment = record.name, reason, "{UNUSABLE}");
     Segment::new(record, Heap::Unusable { reason, bytes }, lock)
 }
 

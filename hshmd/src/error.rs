@@ -123,6 +123,7 @@ pub(crate) fn allocator_reply(verb: &str, name: &str, error: &AllocError) -> Err
         AllocError::TooLarge { .. } => ErrorCode::BadArgument,
         AllocError::Backend(error) => backend_code(error),
         AllocError::Corrupt { .. } => ErrorCode::Unusable,
+        AllocError::InUse { .. } => ErrorCode::InUse,
         // None of the others can come from what the daemon does.
         AllocError::BadAlignment { .. }
         | AllocError::NoWorkerSlot { .. }

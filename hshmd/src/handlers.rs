@@ -73,6 +73,9 @@ pub(crate) async fn handle(
         RequestBody::Check { name } => {
             blocking(shared, caller, move |shared, caller| check(shared, caller, &name)).await?
         }
+        RequestBody::Repair { name } => {
+            blocking(shared, caller, move |shared, caller| repair(shared, caller, &name)).await?
+        }
     };
     Ok(Outcome { body, descriptor_of: None })
 }
@@ -154,6 +157,14 @@ fn check(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Erro
         violation.what = truncated(&violation.what, MAX_TEXT_BYTES);
     }
     Ok(ReplyBody::Checked(report))
+}
+
+fn repair(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    let (_, attached) = shared.processes.attached(name);
+    let report = shared.registry.repair(name, &caller.peer, &attached)?;
+    let (changed, remaining) = (report.is_changed(), report.remaining.violations_total);
+    info!(segment = name, changed, remaining, uid = caller.peer.uid, "repaired");
+    Ok(ReplyBody::Repaired(report))
 }
 
 fn info_of(shared: &Shared, segment: &Segment) -> hshm_proto::SegmentInfo {

@@ -32,6 +32,7 @@ mod processes;
 mod quota;
 mod reaper;
 mod registry;
+mod repair;
 mod segment;
 mod session;
 pub mod size;

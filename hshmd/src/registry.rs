@@ -15,7 +15,7 @@ use crate::config::Limits;
 use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
 use crate::paths::Namespace;
 use crate::quota::{Demand, Usage};
-use crate::segment::{CUT_SHORT, Heap, ObjectLock, Segment, SharedSegment};
+use crate::segment::{CUT_SHORT, Heap, ObjectLock, Segment, SharedSegment, UNUSABLE};
 use crate::state::{Phase, Record, StateDir};
 
 /// A shared-memory object belongs to the daemon's user alone: others get it as a descriptor, after
@@ -36,12 +36,12 @@ pub(crate) struct Registry {
     pub(crate) namespace: Namespace,
     limits: Limits,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
-    /// Held by whoever creates, destroys or grows, so that limits and names hold meanwhile. True when
+    /// Held by whoever creates, destroys, repairs or grows, so that limits and names hold meanwhile. True when
     /// nothing may be created any more.
-    change: Mutex<bool>,
+    pub(crate) change: Mutex<bool>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing under these locks is left half done by a panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -80,20 +80,21 @@ impl Registry {
 
     /// Takes a segment out of use that turned out to be unusable. It can still be destroyed.
     pub(crate) fn quarantine(&self, segment: &SharedSegment, reason: String) {
-        let name = &segment.record.name;
         let bytes = segment.committed_bytes();
         let heap = Heap::Unusable { reason: reason.clone(), bytes };
         let unusable = Segment::new(segment.record.clone(), heap, segment.lock.clone());
-        let mut segments = lock(&self.segments);
-        // It may have been destroyed meanwhile, and another be there under its name.
-        if let Some(found) = segments.get_mut(name).filter(|found| Arc::ptr_eq(found, segment)) {
-            *found = Arc::new(unusable);
-            tracing::error!(
-                segment = name,
-                reason,
-                "a segment is unusable; it can only be destroyed"
-            );
+        if self.replace(segment, unusable) {
+            tracing::error!(segment = segment.record.name, reason, "{UNUSABLE}");
         }
+    }
+
+    /// Puts `other` in the place of `segment`. False if that was destroyed meanwhile; another may be
+    /// there under its name.
+    pub(crate) fn replace(&self, segment: &SharedSegment, other: Segment) -> bool {
+        let mut segments = lock(&self.segments);
+        let found = segments.get_mut(&segment.record.name);
+        let found = found.filter(|found| Arc::ptr_eq(found, segment));
+        found.map(|found| *found = Arc::new(other)).is_some()
     }
 
     /// Takes segments out of use whose files somebody cut short.
@@ -223,22 +224,8 @@ impl Registry {
             return Err(by.refusal("destroy", &segment.record));
         }
         if !force {
-            let mut users = segment.living_holders();
-            users.extend_from_slice(attached);
-            users.retain(|process| Some(*process) != by.process);
-            users.sort_unstable();
-            users.dedup();
-            if let Some(first) = users.first() {
-                return Err(ErrorReply::new(
-                    ErrorCode::InUse,
-                    format_args!(
-                        "segment {name:?} is in use by {} living {}, among them pid {first}",
-                        users.len(),
-                        if users.len() == 1 { "process" } else { "processes" },
-                    ),
-                    "let them detach or end, or destroy it with --force",
-                ));
-            }
+            let advice = "let them detach or end, or destroy it with --force";
+            segment.require_unused(by, attached, advice)?;
         }
         self.remove(&segment)
     }

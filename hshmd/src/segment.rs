@@ -9,6 +9,7 @@ use hshm_memory::{OnExit, PosixShmMmap, ProcessId, ThreadLocalAllocator};
 use hshm_proto::{ErrorCode, ErrorReply, SegmentDescriptor, SegmentInfo};
 use nix::fcntl::{Flock, FlockArg};
 
+use crate::access::Peer;
 use crate::state::Record;
 
 /// A segment that stands, whole or not.
@@ -26,12 +27,15 @@ pub(crate) struct Segment {
 pub(crate) const CUT_SHORT: &str =
     "its file was cut short by another program; what was beyond is lost";
 
+/// What is logged of such a one.
+pub(crate) const UNUSABLE: &str = "a segment is unusable, until it is repaired or destroyed";
+
 /// What is in a segment.
 #[derive(Debug)]
 pub(crate) enum Heap {
     /// An allocator that was validated.
     Usable(ThreadLocalAllocator),
-    /// Something else, which can only be destroyed.
+    /// Something else, which can only be repaired or destroyed.
     Unusable {
         /// Why.
         reason: String,
@@ -92,7 +96,7 @@ impl Segment {
         Err(ErrorReply::new(
             ErrorCode::Unusable,
             format_args!("cannot {verb} segment {:?}: {reason}", self.record.name),
-            "destroy it, and create it anew",
+            "try hshmctl check --repair, or destroy it and create it anew",
         ))
     }
 
@@ -118,6 +122,35 @@ impl Segment {
         // This daemon holds slots only while it recovers them.
         let holders = holders.into_iter().filter(|process| process.pid != std::process::id());
         holders.filter(|process| process.is_alive()).collect()
+    }
+
+    /// Refuses if somebody else than `by` uses it: living processes that hold slots, or `attached`
+    /// ones.
+    ///
+    /// # Errors
+    /// [`ErrorCode::InUse`], with `advice`.
+    pub(crate) fn require_unused(
+        &self,
+        by: &Peer,
+        attached: &[ProcessId],
+        advice: &str,
+    ) -> Result<(), ErrorReply> {
+        let mut users = self.living_holders();
+        users.extend_from_slice(attached);
+        users.retain(|process| Some(*process) != by.process);
+        users.sort_unstable();
+        users.dedup();
+        let Some(first) = users.first() else { return Ok(()) };
+        Err(ErrorReply::new(
+            ErrorCode::InUse,
+            format_args!(
+                "segment {:?} is in use by {} living {}, among them pid {first}",
+                self.record.name,
+                users.len(),
+                if users.len() == 1 { "process" } else { "processes" },
+            ),
+            advice,
+        ))
     }
 
     /// The segment as lists show it. `sessions` have it attached. May take a while.

@@ -84,24 +84,7 @@ fn occupancy_and_workers_are_those_of_the_processes_at_work() {
 #[test]
 fn a_broken_heap_is_exit_code_3() {
     let daemon = Daemon::start();
-    daemon.text("create jobs --size 4M");
-    let segment = daemon.client().attach("jobs").unwrap();
-    let blocks: Vec<_> = (0..3).map(|_| segment.allocate(64).unwrap()).collect();
-    for block in &blocks[..2] {
-        // SAFETY: [owned] nobody else knows of the block.
-        unsafe { segment.free(*block) }.unwrap();
-    }
-    segment.detach().unwrap();
-    assert!(daemon.ctl("check jobs").status.success());
-
-    // What a process does that writes to blocks after it has freed them.
-    let object = daemon.json("inspect jobs")["segment"]["object"].clone();
-    let path = format!("/dev/shm/{}", object.as_str().unwrap());
-    let file = OpenOptions::new().write(true).open(path).unwrap();
-    for block in &blocks[..2] {
-        file.write_all_at(&[0x5a; 64], block.offset_bytes()).unwrap();
-    }
-
+    damaged(&daemon);
     let output = daemon.ctl("check jobs");
     let stdout = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(3), "{stdout}");
@@ -110,6 +93,49 @@ fn a_broken_heap_is_exit_code_3() {
     assert_eq!(output.status.code(), Some(3));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["clean"], false);
+}
+
+/// Allocates three blocks, and has a process write to the first two after it freed them.
+fn damaged(daemon: &Daemon) -> Vec<hshm_client::OffsetPointer> {
+    daemon.text("create jobs --size 4M");
+    let segment = daemon.client().attach("jobs").unwrap();
+    let blocks: Vec<_> = (0..3).map(|_| segment.allocate(64).unwrap()).collect();
+    for block in &blocks[..2] {
+        // SAFETY: [owned] nobody else knows of the block.
+        unsafe { segment.free(*block) }.unwrap();
+    }
+    segment.detach().unwrap();
+    let object = daemon.json("inspect jobs")["segment"]["object"].clone();
+    let path = format!("/dev/shm/{}", object.as_str().unwrap());
+    let file = OpenOptions::new().write(true).open(path).unwrap();
+    for block in &blocks[..2] {
+        file.write_all_at(&[0x5a; 64], block.offset_bytes()).unwrap();
+    }
+    blocks
+}
+
+#[test]
+fn a_broken_heap_is_repaired_when_nobody_uses_it() {
+    let mut daemon = Daemon::start();
+    let blocks = damaged(&daemon);
+    let user = daemon.client().attach("jobs").unwrap();
+    crate::harness::assert_refused(&daemon.ctl("check jobs --repair"), &["\"jobs\"", "in use"]);
+    user.detach().unwrap();
+
+    // The next daemon finds it broken, and takes it out of use.
+    daemon.kill();
+    daemon.restart();
+    crate::harness::assert_refused(&daemon.ctl("check jobs"), &["corrupt", "check --repair"]);
+    let output = daemon.text("check jobs --repair");
+    assert!(output.contains("free lists dropped") && output.contains("is sound"), "{output}");
+    let again = daemon.json("check jobs --repair");
+    assert_eq!((&again["changed"], &again["clean"]), (&false.into(), &true.into()), "{again}");
+
+    // It is in use again, and the block that was allocated is.
+    let segment = daemon.client().attach("jobs").unwrap();
+    // SAFETY: [owned] nobody else knows of the block.
+    unsafe { segment.free(blocks[2]) }.unwrap();
+    assert!(daemon.text("check jobs").contains("is sound"));
 }
 
 #[test]

@@ -81,6 +81,9 @@ pub(crate) enum Command {
     Check {
         /// The segment
         name: String,
+        /// Repair first what can be repaired without guessing; nobody may use the segment meanwhile
+        #[arg(long)]
+        repair: bool,
     },
     /// Look for what stands in hshm's way on this machine, with advice (exit code 3 if something
     /// must be mended)
