@@ -2,7 +2,7 @@
 //! daemon again on what it receives.
 
 use hshm_memory::backend::validate_name;
-use hshm_memory::{AllocatorKind, InitOptions};
+use hshm_memory::{AllocatorKind, BackendKind, InitOptions};
 
 use crate::error::{ErrorCode, ErrorReply};
 use crate::limits::{MAX_CLIENT_NAME_BYTES, MAX_SEGMENT_NAME_BYTES, truncated};
@@ -76,6 +76,15 @@ impl CreateSegment {
                     self.size_bytes
                 ),
                 "give a capacity at least as large as the size, or none",
+            ));
+        }
+        if !matches!(self.backend, BackendKind::PosixShm | BackendKind::Memfd) {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: a daemon serves no {} backends",
+                    self.backend
+                ),
+                "use posix-shm or memfd, or make the segment without a daemon",
             ));
         }
         if self.allocator != AllocatorKind::ThreadLocal {
@@ -175,6 +184,8 @@ mod tests {
             CreateSegment { worker_slots: Some(4096), ..good.clone() },
             CreateSegment { allocator: AllocatorKind::ScalablePage, ..good.clone() },
             CreateSegment { allocator: AllocatorKind::Malloc, ..good.clone() },
+            CreateSegment { backend: BackendKind::Array, ..good.clone() },
+            CreateSegment { backend: BackendKind::File, ..good.clone() },
             CreateSegment { mode: 0o1777, ..good },
         ];
         for create in bad {

@@ -319,7 +319,13 @@ fn backend_number(backend: BackendKind) -> u32 {
     match backend {
         BackendKind::PosixShm => 1,
         BackendKind::Memfd => 2,
-        _ => 0,
+        // Requests for others are refused when they are read.
+        BackendKind::File
+        | BackendKind::PosixMmap
+        | BackendKind::Malloc
+        | BackendKind::Array
+        | BackendKind::Slice
+        | _ => 0,
     }
 }
 
