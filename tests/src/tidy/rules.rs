@@ -125,7 +125,11 @@ pub const ATOMICS_EXCEPT: &[(&str, &str)] = &[
         "hshm-memory/src/allocator/thread_local/heap.rs",
         "whether a heap was released, a private word",
     ),
-    ("hshm-memory/src/allocator/thread_local/mod.rs", "who this process is, and a counter of keys"),
+    ("hshm-memory/src/allocator/thread_local/mod.rs", "who this process is"),
+    (
+        "hshm-memory/src/allocator/thread_local/create.rs",
+        "who this process is, and a counter of keys",
+    ),
     ("hshm-memory/src/allocator/thread_local/tls.rs", "forks of this process, and turns"),
     ("hshm-memory/src/allocator/malloc.rs", "forks of this process, and counters of its own"),
     ("hshm-memory/src/thread_model/argobots.rs", "which library and keys this process has"),
