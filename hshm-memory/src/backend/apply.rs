@@ -28,13 +28,15 @@ impl PagesOf {
     fn advice(self) -> &'static str {
         match self {
             Self::Nothing => {
-                "transparent huge pages are off, or no memory is contiguous enough: see /sys/kernel/mm/transparent_hugepage/enabled"
+                "did not come: they are off, or no memory is contiguous enough; see /sys/kernel/mm/transparent_hugepage/enabled, or only try to have them"
             }
             Self::Shmem => {
-                "transparent huge pages are off for shared memory, or no memory is contiguous enough: mount /dev/shm with huge=advise, or for a memfd reserve pages with sysctl vm.nr_hugepages"
+                "did not come: they are off for shared memory, or no memory is contiguous enough; mount its tmpfs with huge=advise, use a memfd, or only try to have them"
             }
-            Self::File => "its file system has none: use a file of a hugetlbfs mount",
-            Self::Huge(_) => "its pages have another size",
+            Self::File => {
+                "did not come: the file system has none; use a file of a hugetlbfs mount, or only try to have them"
+            }
+            Self::Huge(_) => "cannot be had: the file has pages of another size",
         }
     }
 }
@@ -77,7 +79,7 @@ pub(super) fn apply(
     if let PagesOf::Huge(bytes) = pages_of {
         let wanted = options.huge_page_bytes.unwrap_or(bytes);
         let refused = match options.huge_pages {
-            HugePages::Never => Some("the memory comes in huge pages alone"),
+            HugePages::Never => Some("cannot be refused: the file has no others"),
             HugePages::Require if wanted != bytes => Some(pages_of.advice()),
             HugePages::System | HugePages::Try | HugePages::Require => None,
         };
@@ -119,13 +121,15 @@ fn advise(mapped: Mapped, options: &BackendOptions) -> Result<(), BackendError> 
             let refused = |why: String| Err(BackendError::HugePages { bytes, why });
             if !size_fits {
                 return refused(format!(
-                    "the kernel has huge pages of {} bytes for such memory; use a memfd, or a file of a hugetlbfs mount, for others",
+                    "cannot be had: for such memory the kernel has those of {} bytes; use a memfd, or a file of a hugetlbfs mount, for others",
                     transparent_bytes()
                 ));
             }
             match mapped.advise_huge(true) {
                 Ok(()) => Ok(()),
-                Err(Errno::EINVAL) => refused("the kernel was built without them".to_owned()),
+                Err(Errno::EINVAL) => {
+                    refused("cannot be had: the kernel was built without them".to_owned())
+                }
                 Err(errno) => Err(BackendError::system("cannot ask for huge pages", errno)),
             }
         }
@@ -142,7 +146,7 @@ fn probe(
     let bytes = options.huge_page_bytes.unwrap_or_else(transparent_bytes);
     let refused = |why: &str| Err(BackendError::HugePages { bytes, why: why.to_owned() });
     if committed < bytes {
-        return refused("the memory is shorter than one");
+        return refused("cannot be had: the memory is shorter than one");
     }
     let first: Range<u64> = 0..bytes;
     mapped.populate(&first)?;

@@ -287,7 +287,7 @@ pub(super) fn reserve_huge(file: BorrowedFd<'_>, range: Range<u64>) -> Result<()
         }
         Err(Errno::ENOMEM) => Err(BackendError::HugePages {
             bytes,
-            why: "not so many are free: reserve more with sysctl vm.nr_hugepages, or at boot"
+            why: "are not free: reserve more with sysctl vm.nr_hugepages, or only try to have them"
                 .to_owned(),
         }),
         Err(errno) => Err(BackendError::system("cannot reserve huge pages", errno)),

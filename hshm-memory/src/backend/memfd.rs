@@ -107,16 +107,20 @@ fn huge_file(label: &str, size: u64, page_bytes: Option<u64>) -> Result<OwnedFd,
     let size_flags = match page_bytes {
         None => 0,
         Some(bytes) if bytes.is_power_of_two() => bytes.trailing_zeros() << libc::MFD_HUGE_SHIFT,
-        Some(_) => return Err(refused("their size is no power of two")),
+        Some(_) => return Err(refused("cannot be had: their size is no power of two")),
     };
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB;
     let flags = MFdFlags::from_bits_retain(flags.bits() | size_flags);
     let file = memfd_create(label, flags).map_err(|errno| match errno as i32 {
         libc::EINVAL | libc::ENODEV | libc::ENOENT => {
-            refused("the kernel has none of this size: see /sys/kernel/mm/hugepages")
+            refused("cannot be had: the kernel has none of this size; see /sys/kernel/mm/hugepages")
         }
-        libc::ENOSYS | libc::EOPNOTSUPP => refused("the kernel was built without them"),
-        libc::EPERM => refused("the process may not use them: see vm.hugetlb_shm_group"),
+        libc::ENOSYS | libc::EOPNOTSUPP => {
+            refused("cannot be had: the kernel was built without them")
+        }
+        libc::EPERM => {
+            refused("cannot be had: the process may not use them; see vm.hugetlb_shm_group")
+        }
         _ => BackendError::system("cannot create a memory file of huge pages", errno),
     })?;
     let shape = Shape::regular(file.as_fd())?;

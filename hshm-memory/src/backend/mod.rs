@@ -325,11 +325,11 @@ pub enum BackendError {
         why: &'static str,
     },
     /// Huge pages were required, and cannot be had; or refused where there is nothing else.
-    #[error("huge pages of {bytes} bytes: {why}; or ask for huge pages with try")]
+    #[error("huge pages ({bytes} bytes) {why}")]
     HugePages {
         /// How large they should be, or how much should come in them, in bytes.
         bytes: u64,
-        /// What is in the way.
+        /// What is said of them.
         why: String,
     },
     /// The kernel does not take memory from the nodes that were named.

@@ -105,10 +105,11 @@ pub(crate) enum Subject {
     SharedPart,
     PrivatePart,
     HugeMemfd,
+    HugeFile,
 }
 
 impl Subject {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 11] = [
         Self::Array,
         Self::Malloc,
         Self::PosixMmap,
@@ -119,6 +120,7 @@ impl Subject {
         Self::SharedPart,
         Self::PrivatePart,
         Self::HugeMemfd,
+        Self::HugeFile,
     ];
 
     pub(crate) fn kind(self) -> BackendKind {
@@ -128,7 +130,7 @@ impl Subject {
             Self::PosixMmap => BackendKind::PosixMmap,
             Self::PosixShm => BackendKind::PosixShm,
             Self::Memfd | Self::HugeMemfd => BackendKind::Memfd,
-            Self::FileInTmpfs | Self::FileOnDisk => BackendKind::File,
+            Self::FileInTmpfs | Self::FileOnDisk | Self::HugeFile => BackendKind::File,
             Self::SharedPart | Self::PrivatePart => BackendKind::Slice,
         }
     }
@@ -140,16 +142,24 @@ impl Subject {
             Self::Malloc => &MALLOCS,
             Self::PosixMmap => &ONE_PROCESS,
             Self::Memfd | Self::HugeMemfd => &MEMFDS,
-            Self::PosixShm | Self::FileInTmpfs | Self::FileOnDisk => &[],
+            Self::PosixShm | Self::FileInTmpfs | Self::FileOnDisk | Self::HugeFile => &[],
             Self::SharedPart => &PARTS,
             Self::PrivatePart => &PRIVATE_PARTS,
         }
     }
 
+    /// Whether it is made of the pages that a system keeps for this purpose.
+    pub(crate) fn is_huge(self) -> bool {
+        matches!(self, Self::HugeMemfd | Self::HugeFile)
+    }
+
     /// Why it cannot be looked at on this machine.
     pub(crate) fn missing(self) -> Option<String> {
-        if self != Self::HugeMemfd {
+        if !self.is_huge() {
             return None;
+        }
+        if self == Self::HugeFile && hugetlbfs().is_none() {
+            return Some("no hugetlbfs is mounted".to_owned());
         }
         let free = fs::read_to_string("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages");
         let free = free.ok().and_then(|text| text.trim().parse::<u64>().ok()).unwrap_or(0);
@@ -193,9 +203,10 @@ impl Subject {
                 let options = BackendOptions { huge_pages: Require, ..options.clone() };
                 Arc::new(MemfdMmap::create_with(&label, size, capacity, &options)?)
             }
-            Self::FileInTmpfs | Self::FileOnDisk => {
-                let in_tmpfs = self == Self::FileInTmpfs;
-                let folder = if in_tmpfs { "/dev/shm".into() } else { std::env::temp_dir() };
+            Self::FileInTmpfs | Self::FileOnDisk | Self::HugeFile => {
+                let special = if self == Self::HugeFile { hugetlbfs() } else { None };
+                let in_memory = (self == Self::FileInTmpfs).then(|| PathBuf::from("/dev/shm"));
+                let folder = special.or(in_memory).unwrap_or_else(std::env::temp_dir);
                 let path = folder.join(&label);
                 let shown = path.to_str().unwrap().to_owned();
                 made.place = Some(Place::new(BackendKind::File, shown, capacity));
@@ -220,6 +231,23 @@ impl Subject {
     }
 }
 
+/// Where a file system of huge pages is mounted.
+fn hugetlbfs() -> Option<PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").ok()?;
+    let mut folders = mounts.lines().filter_map(|mount| {
+        let mut words = mount.split(' ').skip(1);
+        let folder = words.next()?;
+        (words.next()? == "hugetlbfs").then(|| PathBuf::from(folder))
+    });
+    folders.find(|folder| nix::unistd::access(folder, nix::unistd::AccessFlags::W_OK).is_ok())
+}
+
+/// Whether this process may keep memory from being swapped out.
+pub(crate) fn may_lock() -> bool {
+    let lock = BackendOptions { lock: true, ..BackendOptions::default() };
+    PosixMmapBackend::create(8 << 20, 8 << 20, &lock).is_ok()
+}
+
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -233,6 +261,7 @@ impl fmt::Display for Subject {
             Self::SharedPart => "slice of memfd",
             Self::PrivatePart => "slice of posix-mmap",
             Self::HugeMemfd => "memfd, huge pages",
+            Self::HugeFile => "file in hugetlbfs",
         })
     }
 }
