@@ -69,12 +69,12 @@ pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use allocator::{
     Allocator, AllocatorKind, MallocAllocator, ScalablePageAllocator, ShmAllocator, StackAllocator,
 };
+#[cfg(unix)]
+pub use backend::FileMmap;
 pub use backend::{
     ArrayBackend, Backend, BackendError, BackendKind, BackendOptions, BackendSlice, MallocBackend,
-    PosixMmapBackend, PosixShmMmap,
+    MemfdMmap, PosixMmapBackend, PosixShmMmap,
 };
-#[cfg(unix)]
-pub use backend::{FileMmap, MemfdMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
 pub use local_alloc::LocalAlloc;

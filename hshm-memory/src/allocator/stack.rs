@@ -59,7 +59,7 @@ const _: () = {
 /// that of a freed block stays as it is until the memory is handed out again.
 ///
 /// # Examples
-/// ```ignore-windows
+/// ```
 /// use std::sync::Arc;
 /// use hshm_memory::{
 ///     Allocator, AllocatorId, HeapOptions, MemContext, MemfdMmap, ShmAllocator, StackAllocator,
@@ -177,7 +177,7 @@ impl StackAllocator {
     /// [`AllocError::Backend`] beyond the capacity.
     ///
     /// # Examples
-    /// ```ignore-windows
+    /// ```
     /// # use std::sync::Arc;
     /// # use hshm_memory::{AllocatorId, HeapOptions, MemfdMmap, ShmAllocator, StackAllocator};
     /// let backend = Arc::new(MemfdMmap::create("example", 1 << 20, 4 << 20)?);

@@ -75,7 +75,7 @@ pub use self::posix_shm::PosixShmMmap;
 pub(crate) use self::segment_file::read_start;
 pub use self::slice::BackendSlice;
 #[cfg(windows)]
-pub use self::windows::{PosixMmapBackend, PosixShmMmap, survive_truncation};
+pub use self::windows::{MemfdMmap, PosixMmapBackend, PosixShmMmap, survive_truncation};
 use crate::options::UnknownName;
 
 /// The boundary, in bytes, at which a backend begins in every process if the place is ours to
@@ -158,15 +158,8 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
 }
 
 /// Memory without a name, for examples and for this crate's own tests.
-#[cfg(unix)]
 pub(crate) fn scratch(label: &str, size: u64, capacity: u64) -> Result<MemfdMmap, BackendError> {
     MemfdMmap::create(label, size, capacity)
-}
-
-/// Memory without a name, for examples and for this crate's own tests.
-#[cfg(windows)]
-pub(crate) fn scratch(_: &str, size: u64, capacity: u64) -> Result<PosixMmapBackend, BackendError> {
-    PosixMmapBackend::create(size, capacity)
 }
 
 /// A kind of backend, by the name that users write.

@@ -10,7 +10,7 @@ use crate::options::UnknownName;
 /// How memory is to be had, over what the kernel does by itself. The default asks for nothing.
 ///
 /// # Examples
-/// ```
+/// ```ignore-windows
 /// use hshm_memory::backend::{Backend, BackendOptions, HugePages};
 /// use hshm_memory::PosixMmapBackend;
 ///

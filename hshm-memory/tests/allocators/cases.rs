@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use std::ptr::NonNull;
 
-use hshm_memory::{
-    Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendSlice, HeapOptions,
-    InitBackend, InitOptions, MallocAllocator, MallocBackend, PosixMmapBackend, PosixShmMmap,
-    ScalablePageAllocator, SegmentError, ShmAllocator, StackAllocator, ThreadLocalAllocator,
-};
 #[cfg(unix)]
-use hshm_memory::{BackendOptions, FileMmap, MemfdMmap};
+use hshm_memory::FileMmap;
+use hshm_memory::{
+    Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendOptions, BackendSlice,
+    HeapOptions, InitBackend, InitOptions, MallocAllocator, MallocBackend, MemfdMmap,
+    PosixMmapBackend, PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator,
+    StackAllocator, ThreadLocalAllocator,
+};
 
 /// The memory of each test.
 pub(crate) const SIZE: u64 = 8 << 20;
@@ -46,14 +47,11 @@ pub(crate) struct BackendCase {
 /// What the library has on other systems alone.
 pub(crate) const NOT_HERE: &[(&str, &str)] = &[
     #[cfg(windows)]
-    ("memfd", "Linux alone has it"),
-    #[cfg(windows)]
     ("file", "the library has it on systems of the Unix family alone"),
 ];
 
 pub(crate) const BACKENDS: &[BackendCase] = &[
     BackendCase { name: "posix-shm", create: posix_shm },
-    #[cfg(unix)]
     BackendCase { name: "memfd", create: memfd },
     #[cfg(unix)]
     BackendCase { name: "file", create: file },
@@ -94,12 +92,6 @@ fn private(backend: impl Backend + 'static) -> Memory {
     Memory { backend, again, destroy: Box::new(|| ()) }
 }
 
-#[cfg(windows)]
-fn posix_mmap() -> PosixMmapBackend {
-    PosixMmapBackend::create(SIZE, 2 * SIZE).unwrap()
-}
-
-#[cfg(unix)]
 fn posix_mmap() -> PosixMmapBackend {
     PosixMmapBackend::create(SIZE, 2 * SIZE, &BackendOptions::default()).unwrap()
 }
@@ -142,18 +134,27 @@ fn file() -> Memory {
     }
 }
 
-#[cfg(unix)]
 fn memfd() -> Memory {
     let backend = Arc::new(MemfdMmap::create("allocators", SIZE, 2 * SIZE).unwrap());
     let other = Arc::clone(&backend);
     Memory {
         backend,
-        again: Box::new(move || {
-            let file = other.fd().unwrap().try_clone_to_owned().unwrap();
-            Arc::new(MemfdMmap::from_fd(file, 2 * SIZE).unwrap())
-        }),
+        again: Box::new(move || Arc::new(hand_over(&other))),
         destroy: Box::new(|| ()),
     }
+}
+
+#[cfg(unix)]
+fn hand_over(backend: &MemfdMmap) -> MemfdMmap {
+    let file = backend.fd().unwrap().try_clone_to_owned().unwrap();
+    MemfdMmap::from_fd(file, 2 * SIZE).unwrap()
+}
+
+#[cfg(windows)]
+fn hand_over(backend: &MemfdMmap) -> MemfdMmap {
+    use std::os::windows::io::AsHandle as _;
+
+    MemfdMmap::from_handle(backend.as_handle().try_clone_to_owned().unwrap()).unwrap()
 }
 
 type Made = Result<Arc<dyn Allocator>, SegmentError>;

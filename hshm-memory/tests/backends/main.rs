@@ -3,6 +3,8 @@
 //! The table is printed with `--nocapture`. It is the only test of its program, so that nobody else
 //! maps memory meanwhile.
 
+// What the systems report of mappings, files and descriptors, each reports in its own way.
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod properties;

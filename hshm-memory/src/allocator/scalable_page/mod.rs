@@ -73,7 +73,7 @@ const FORMAT: Format =
 /// is another block's.
 ///
 /// # Examples
-/// ```ignore-windows
+/// ```
 /// use std::sync::Arc;
 /// use hshm_memory::{
 ///     Allocator, AllocatorId, HeapOptions, MemContext, MemfdMmap, ScalablePageAllocator,
@@ -162,7 +162,7 @@ impl ScalablePageAllocator {
     /// [`AllocError::Backend`] beyond the capacity; [`AllocError::Lock`].
     ///
     /// # Examples
-    /// ```ignore-windows
+    /// ```
     /// # use std::sync::Arc;
     /// # use hshm_memory::{
     /// #     AllocatorId, HeapOptions, MemfdMmap, ScalablePageAllocator, ShmAllocator,
@@ -191,7 +191,7 @@ impl ScalablePageAllocator {
     /// [`AllocError::NotAllocated`] where no block begins.
     ///
     /// # Examples
-    /// ```ignore-windows
+    /// ```
     /// # use std::sync::Arc;
     /// # use hshm_memory::{
     /// #     Allocator, AllocatorId, HeapOptions, MemContext, MemfdMmap, ScalablePageAllocator,

@@ -71,7 +71,7 @@ use crate::process::ProcessId;
 /// belong to the segment, not to a value in some process.
 ///
 /// # Examples
-/// ```ignore-windows
+/// ```
 /// use std::sync::Arc;
 /// use hshm_memory::{AllocatorId, InitOptions, MemfdMmap, ThreadLocalAllocator};
 ///

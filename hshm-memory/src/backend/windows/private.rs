@@ -7,8 +7,9 @@ use windows_sys::Win32::System::Memory::{
     MEM_RELEASE, MEM_RESERVE, PAGE_READWRITE, VirtualAlloc, VirtualFree,
 };
 
+use super::options;
 use super::space::{self, Space};
-use crate::backend::{BASE_ALIGN, Backend, BackendError, BackendKind};
+use crate::backend::{BASE_ALIGN, Backend, BackendError, BackendKind, BackendOptions};
 
 /// Private memory, for this process alone: on Windows the equivalent of an anonymous `mmap`.
 #[derive(Debug)]
@@ -19,12 +20,20 @@ pub struct PosixMmapBackend {
 }
 
 impl PosixMmapBackend {
-    /// Commits `size` bytes of a reservation of `capacity` bytes. All bytes are zero.
+    /// Commits `size` bytes of a reservation of `capacity` bytes. All bytes are zero. Of the options,
+    /// Windows has population alone.
     ///
     /// # Errors
-    /// [`BackendError::BadSize`], [`BackendError::Full`], or what else the system refuses.
-    pub fn create(size: u64, capacity: u64) -> Result<Self, BackendError> {
+    /// [`BackendError::BadSize`], [`BackendError::Full`], or what else the system refuses;
+    /// [`BackendError::HugePages`], [`BackendError::Numa`] and [`BackendError::System`] if an option is
+    /// required that cannot be had.
+    pub fn create(
+        size: u64,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
         let capacity = space::whole_pages(size, capacity)?;
+        options::require_possible(options)?;
         let reserved = space::to_usize(capacity).saturating_add(BASE_ALIGN);
         let reservation = Reservation::new(reserved)?;
         let start = reservation.0.as_ptr();
@@ -32,6 +41,9 @@ impl PosixMmapBackend {
         let base = NonNull::new(aligned).unwrap_or(reservation.0);
         let space = Space::new(base, capacity);
         space.grow(size)?;
+        if options.populate {
+            space.touch(size);
+        }
         Ok(Self { space, _reservation: reservation })
     }
 }
@@ -87,10 +99,6 @@ unsafe impl Backend for PosixMmapBackend {
 
     fn punch(&self, range: Range<u64>) -> Result<(), BackendError> {
         self.space.punch(&range)
-    }
-
-    fn is_damaged(&self) -> bool {
-        false
     }
 
     fn grow(&self, bytes: u64) -> Result<(), BackendError> {

@@ -63,8 +63,7 @@ impl Space {
     }
 
     /// Commits the first `bytes` bytes. Several threads and processes may do so at once, and what is
-    /// committed already stays as it is. (Wine, to version 8 at least, then forgets to tell processes
-    /// that look later of the longer of two commitments which overlap.)
+    /// committed already stays as it is.
     pub(super) fn grow(&self, bytes: u64) -> Result<(), BackendError> {
         if bytes > self.capacity {
             return Err(BackendError::BadSize {
@@ -101,6 +100,18 @@ impl Space {
             return Ok(());
         }
         Err(BackendError::Full { bytes: range.end - range.start })
+    }
+
+    /// Has the first `bytes` bytes, which are committed, in memory now.
+    pub(super) fn touch(&self, bytes: u64) {
+        let words = self.base.cast::<AtomicU64>();
+        let words_per_page = to_usize(PAGE_BYTES / 8);
+        for index in (0..to_usize(bytes / 8)).step_by(words_per_page) {
+            let word = words.as_ptr().wrapping_add(index);
+            // SAFETY: [mapped] the word is committed, and aligned as the base is; [atomic] others may
+            // write it.
+            std::hint::black_box(unsafe { &*word }.load(Ordering::Relaxed));
+        }
     }
 
     /// Fills the range with zeros and lets the system forget its pages. They stay committed.

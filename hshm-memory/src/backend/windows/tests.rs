@@ -3,7 +3,7 @@
 use std::os::windows::io::AsHandle;
 
 use super::*;
-use crate::backend::{BASE_ALIGN, Backend, BackendKind};
+use crate::backend::{BASE_ALIGN, Backend, BackendKind, BackendOptions, HugePages, NumaPolicy};
 
 const MIB: u64 = 1 << 20;
 
@@ -65,7 +65,7 @@ fn uses_grows_and_punches(backend: &dyn Backend) {
 
 #[test]
 fn private_memory_is_used_grown_and_punched() {
-    let backend = PosixMmapBackend::create(MIB, 8 * MIB).unwrap();
+    let backend = PosixMmapBackend::create(MIB, 8 * MIB, &BackendOptions::default()).unwrap();
     assert_eq!((backend.kind(), backend.alignment()), (BackendKind::PosixMmap, BASE_ALIGN));
     uses_grows_and_punches(&backend);
 }
@@ -75,6 +75,37 @@ fn shared_memory_is_used_grown_and_punched() {
     let backend = shared("use", MIB, 8 * MIB);
     assert_eq!(backend.kind(), BackendKind::PosixShm);
     uses_grows_and_punches(&backend);
+}
+
+#[test]
+fn memory_without_a_name_is_used_grown_and_punched_and_handed_over() {
+    let backend = MemfdMmap::create("use", MIB, 8 * MIB).unwrap();
+    assert_eq!(backend.kind(), BackendKind::Memfd);
+    uses_grows_and_punches(&backend);
+    let handle = backend.as_handle().try_clone_to_owned().unwrap();
+    let other = MemfdMmap::from_handle(handle).unwrap();
+    drop(backend);
+    assert_eq!((other.committed_bytes(), other.capacity_bytes()), (8 * MIB, 8 * MIB));
+    assert_eq!(read(&other, 8 * MIB - 1), 3);
+}
+
+#[test]
+fn options_that_cannot_be_had_are_refused() {
+    let create = |options: BackendOptions| {
+        let shared = MemfdMmap::create_with("options", MIB, MIB, &options).map(drop);
+        let private = PosixMmapBackend::create(MIB, MIB, &options).map(drop);
+        assert_eq!(shared.is_ok(), private.is_ok());
+        shared
+    };
+    let default = BackendOptions::default;
+    create(BackendOptions { populate: true, huge_pages: HugePages::Try, ..default() }).unwrap();
+    let huge = create(BackendOptions { huge_pages: HugePages::Require, ..default() });
+    assert!(matches!(huge, Err(BackendError::HugePages { .. })), "{huge:?}");
+    let numa = NumaPolicy::Bind("0".parse().unwrap());
+    let numa = create(BackendOptions { numa, ..default() });
+    assert!(matches!(numa, Err(BackendError::Numa { .. })), "{numa:?}");
+    let lock = create(BackendOptions { lock: true, ..default() });
+    assert!(matches!(lock, Err(BackendError::System { .. })), "{lock:?}");
 }
 
 #[test]
@@ -101,6 +132,27 @@ fn each_mapping_of_a_section_sees_the_same() {
 }
 
 #[test]
+fn who_grow_at_once_commit_the_most_that_one_asked_for() {
+    let backend = shared("at-once", 4096, 64 * MIB);
+    let other = PosixShmMmap::open(&name("at-once")).unwrap();
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let backend = if thread % 2 == 0 { &backend } else { &other };
+            scope.spawn(move || {
+                for step in 1..=64 {
+                    let wanted = step * MIB - thread * 100_000;
+                    backend.grow(wanted).unwrap();
+                    write(backend, wanted - 1, 1);
+                }
+            });
+        }
+    });
+    assert_eq!([backend.committed_bytes(), other.committed_bytes()], [64 * MIB; 2]);
+    let late = PosixShmMmap::open(&name("at-once")).unwrap();
+    assert_eq!(late.committed_bytes(), 64 * MIB);
+}
+
+#[test]
 fn what_cannot_be_is_refused() {
     let again = shared("refused", MIB, MIB);
     let taken = PosixShmMmap::create(&name("refused"), MIB, MIB, 0o600);
@@ -114,7 +166,7 @@ fn what_cannot_be_is_refused() {
         assert!(matches!(made, Err(BackendError::BadName { .. })));
     }
     for (size, capacity) in [(0, MIB), (2 * MIB, MIB), (MIB, 1 << 47)] {
-        let made = PosixMmapBackend::create(size, capacity);
+        let made = PosixMmapBackend::create(size, capacity, &BackendOptions::default());
         assert!(matches!(made, Err(BackendError::BadSize { .. })), "{made:?}");
     }
 }
@@ -123,7 +175,8 @@ fn what_cannot_be_is_refused() {
 fn a_large_capacity_costs_address_space_alone() {
     for backend in [
         &shared("large", MIB, 64 << 30) as &dyn Backend,
-        &PosixMmapBackend::create(MIB, 64 << 30).unwrap(),
+        &PosixMmapBackend::create(MIB, 64 << 30, &BackendOptions::default()).unwrap(),
+        &MemfdMmap::create("large", MIB, 64 << 30).unwrap(),
     ] {
         assert_eq!((backend.committed_bytes(), backend.capacity_bytes()), (MIB, 64 << 30));
         write(backend, MIB - 1, 1);

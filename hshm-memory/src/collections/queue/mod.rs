@@ -186,7 +186,7 @@ impl<'a, T: Pod, A: CellAllocator + ?Sized> ShmQueue<'a, T, A> {
     /// As [`create_in`](Self::create_in); [`crate::AllocError::BadCell`] if the cell is not null.
     ///
     /// # Examples
-    /// ```ignore-windows
+    /// ```
     /// # use hshm_memory::collections::{CollectionError, ShmQueue};
     /// # use hshm_memory::{AllocatorId, InitOptions, MemfdMmap, ThreadLocalAllocator};
     /// # let backend = std::sync::Arc::new(MemfdMmap::create("example", 16 << 20, 16 << 20)?);
