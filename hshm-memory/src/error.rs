@@ -51,6 +51,24 @@ pub enum SegmentError {
         /// The first eight bytes.
         found: u64,
     },
+    /// Another allocator stands there.
+    #[error(
+        "the segment holds a {found} allocator, not a {wanted} one: attach to it as what it is"
+    )]
+    OtherAllocator {
+        /// The kind that stands there.
+        found: AllocatorKind,
+        /// The kind that was to be attached to.
+        wanted: AllocatorKind,
+    },
+    /// The allocator names its users by their process ids, and these differ.
+    #[error(
+        "a {kind} allocator can only be used in the pid namespace of the daemon, which sees this process under another number; use a thread-local one"
+    )]
+    PidNamespace {
+        /// The kind of the allocator.
+        kind: AllocatorKind,
+    },
     /// It was written by another version of this library.
     #[error(
         "the segment has layout version {found}, and this library reads version {supported}: use the same hshm release on both sides, or create the segment anew"

@@ -67,7 +67,8 @@ mod typed;
 
 pub use allocator::thread_local::{LAYOUT_VERSION, ThreadLocalAllocator};
 pub use allocator::{
-    Allocator, AllocatorKind, MallocAllocator, ScalablePageAllocator, ShmAllocator, StackAllocator,
+    Allocator, AllocatorKind, AnyAllocator, MallocAllocator, ScalablePageAllocator, ShmAllocator,
+    StackAllocator,
 };
 #[cfg(unix)]
 pub use backend::FileMmap;

@@ -1,5 +1,6 @@
 //! Allocators: what cuts a backend into blocks.
 
+mod any;
 mod contexts;
 mod malloc;
 mod scalable_page;
@@ -14,17 +15,20 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::any::AnyAllocator;
+#[cfg(unix)]
+pub(crate) use self::any::segment_capacity;
 pub use self::malloc::MallocAllocator;
 pub use self::scalable_page::ScalablePageAllocator;
 pub use self::stack::StackAllocator;
-#[cfg(unix)]
-pub(crate) use self::thread_local::segment_capacity;
+use self::thread_local::ThreadLocalAllocator;
 use crate::backend::Backend;
 use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
 use crate::options::UnknownName;
 use crate::pointer::{AllocatorId, OffsetPointer};
 use crate::report::CheckReport;
+use crate::sync::{AtomicU64, Ordering};
 
 /// What every allocator does, whichever way it does it.
 ///
@@ -330,6 +334,36 @@ pub trait ShmAllocator: Allocator + Sized {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     fn shm_deserialize(backend: Arc<dyn Backend>) -> Result<Self, SegmentError>;
+
+    /// Maps the segment behind `file` over its whole capacity and attaches to it.
+    ///
+    /// # Errors
+    /// As [`ShmAllocator::shm_deserialize`], and [`SegmentError::Backend`] if the file is no shared
+    /// memory of this kind.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{AllocatorId, HeapOptions, ShmAllocator, StackAllocator};
+    /// use hshm_memory::{Allocator, Backend, BackendKind, MemfdMmap};
+    ///
+    /// let backend = Arc::new(MemfdMmap::create("example", 1 << 20, 4 << 20)?);
+    /// # let id = AllocatorId::new(0, 1);
+    /// # StackAllocator::shm_init(id, backend.clone(), &HeapOptions::default())?;
+    /// let file = backend.fd().ok_or("no file")?.try_clone_to_owned()?;
+    /// // In another process, which got the file:
+    /// let arena = <StackAllocator as ShmAllocator>::open_fd(BackendKind::Memfd, file)?;
+    /// assert_eq!(arena.id(), id);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[cfg(unix)]
+    fn open_fd(
+        kind: crate::backend::BackendKind,
+        file: std::os::fd::OwnedFd,
+    ) -> Result<Self, SegmentError> {
+        let capacity = segment_capacity(&file)?;
+        Self::shm_deserialize(kind.open_fd(file, capacity)?)
+    }
 }
 
 /// A kind of allocator, by the name that users write.
@@ -356,6 +390,47 @@ impl AllocatorKind {
             Self::ScalablePage => 2,
             Self::ThreadLocal => thread_local::KIND,
             Self::Stack => 4,
+        }
+    }
+
+    /// The version of the segments that this library writes and reads.
+    const fn layout_version(self) -> u32 {
+        match self {
+            Self::ThreadLocal => thread_local::LAYOUT_VERSION,
+            Self::ScalablePage => scalable_page::LAYOUT_VERSION,
+            Self::Stack => stack::LAYOUT_VERSION,
+            Self::Malloc => 0,
+        }
+    }
+
+    /// The kind of the allocator that stands in `backend`, by its first bytes; `None` if there is
+    /// none. Whether it is whole, attaching to it finds out.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Allocator, AllocatorKind, doc_heap};
+    ///
+    /// let kind = AllocatorKind::in_backend(&**doc_heap().backend());
+    /// assert_eq!(kind, Some(AllocatorKind::ThreadLocal));
+    /// ```
+    #[must_use]
+    pub fn in_backend(backend: &dyn Backend) -> Option<Self> {
+        if backend.committed_bytes() < 8 {
+            return None;
+        }
+        let address = backend.base().cast::<u64>();
+        // SAFETY: [mapped] the first bytes are there, and a backend's beginning is aligned; [atomic]
+        // they are read as an atomic, which all write them as.
+        let magic = unsafe { AtomicU64::from_ptr(address.as_ptr()) };
+        // ORDER: Acquire pairs with the Release at the end of shm_init.
+        Self::of_magic(magic.load(Ordering::Acquire))
+    }
+
+    /// What is wrong with a segment that begins with `magic` and was to be one of this kind.
+    fn not_found(self, magic: u64) -> SegmentError {
+        match Self::of_magic(magic) {
+            Some(found) if found != self => SegmentError::OtherAllocator { found, wanted: self },
+            Some(_) | None => SegmentError::Foreign { found: magic },
         }
     }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use super::AllocatorKind;
 use crate::backend::{Backend, BackendError};
 use crate::error::{AllocError, SegmentError};
-use crate::options::HeapOptions;
+use crate::options::{HeapOptions, OnExit};
 use crate::pointer::{AllocatorId, OffsetPointer};
+use crate::report::{HeapReport, OperationCounts};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// The grain of everything: of blocks, and of where they begin.
@@ -123,7 +124,7 @@ impl Geometry {
         // ORDER: Acquire pairs with the Release of the magic at the end of `Segment::publish`.
         let magic = header.magic.load(Ordering::Acquire);
         if magic != format.magic {
-            return Err(SegmentError::Foreign { found: magic });
+            return Err(format.kind.not_found(magic));
         }
         let found = header.layout_version.load(relaxed);
         if found != format.version {
@@ -293,6 +294,32 @@ impl Segment {
         // SAFETY: [mapped] it fits the first page, which was found to have memory behind it;
         // [atomic] T is made of atomics, for which all bytes are valid.
         unsafe { &*address }
+    }
+
+    /// A report of a segment in which nothing was counted yet.
+    pub(super) fn blank_report(&self) -> HeapReport {
+        let committed_bytes = self.refresh_limit();
+        HeapReport {
+            layout_version: self.format.version,
+            id: self.id(),
+            on_exit: OnExit::Keep,
+            capacity_bytes: self.capacity(),
+            committed_bytes,
+            unit_bytes: GRANULE_BYTES,
+            units_total: (committed_bytes.saturating_sub(self.first_block())) / GRANULE_BYTES,
+            units_free: 0,
+            largest_free_run_bytes: 0,
+            custom_header_bytes: self.geometry.custom_header_bytes,
+            allocated_bytes: 0,
+            allocated_blocks: 0,
+            classes: Vec::new(),
+            large_blocks: 0,
+            large_bytes: 0,
+            abandoned_pages: 0,
+            workers: Vec::new(),
+            worker_slots: 0,
+            operations: OperationCounts::default(),
+        }
     }
 
     /// Asks how long the segment is, and remembers it.

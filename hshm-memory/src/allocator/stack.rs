@@ -12,12 +12,14 @@ use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
 use crate::options::HeapOptions;
 use crate::pointer::{AllocatorId, OffsetPointer};
-use crate::report::CheckReport;
+use crate::report::{CheckReport, HeapReport};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// What a segment begins with: "hshmSTK1", read as a little-endian number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"hshmSTK1");
-const FORMAT: Format = Format { kind: AllocatorKind::Stack, magic: MAGIC, version: 1 };
+/// The version of the segments that this library writes and reads.
+pub(super) const LAYOUT_VERSION: u32 = 1;
+const FORMAT: Format = Format { kind: AllocatorKind::Stack, magic: MAGIC, version: LAYOUT_VERSION };
 
 /// What a block's own header takes, before it.
 const PREFIX_BYTES: u64 = GRANULE_BYTES;
@@ -126,7 +128,7 @@ struct Header<'s> {
 }
 
 impl StackAllocator {
-    fn segment(&self) -> &Segment {
+    pub(super) fn segment(&self) -> &Segment {
         &self.inner.segment
     }
 
@@ -188,6 +190,51 @@ impl StackAllocator {
     pub fn grow(&self, bytes: u64) -> Result<u64, AllocError> {
         self.segment().backend().grow(bytes)?;
         Ok(self.segment().refresh_limit())
+    }
+
+    /// The size of the allocated block at `pointer`, which is at least what was asked for.
+    ///
+    /// # Errors
+    /// [`AllocError::NotAllocated`] where no block begins.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{
+    /// #     Allocator, AllocatorId, HeapOptions, MemContext, MemfdMmap, ShmAllocator, StackAllocator,
+    /// # };
+    /// # let backend = Arc::new(MemfdMmap::create("example", 1 << 20, 4 << 20)?);
+    /// # let id = AllocatorId::new(0, 1);
+    /// # let arena = StackAllocator::shm_init(id, backend, &HeapOptions::default())?;
+    /// let block = arena.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// assert_eq!(arena.usable_bytes(block)?, 112);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn usable_bytes(&self, pointer: OffsetPointer) -> Result<usize, AllocError> {
+        let Block { offset, end, .. } = self.header(pointer)?.block;
+        Ok(usize::try_from(end - offset).unwrap_or(usize::MAX))
+    }
+
+    /// Counts what is allocated and free.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{AllocatorId, HeapOptions, MemfdMmap, ShmAllocator, StackAllocator};
+    /// # let backend = Arc::new(MemfdMmap::create("example", 1 << 20, 4 << 20)?);
+    /// # let id = AllocatorId::new(0, 1);
+    /// let heap = StackAllocator::shm_init(id, backend, &HeapOptions::default())?;
+    /// assert_eq!(heap.report().units_free, heap.report().units_total);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn report(&self) -> HeapReport {
+        let mut report = self.segment().blank_report();
+        let top = self.top().unwrap_or(report.committed_bytes);
+        report.largest_free_run_bytes = report.committed_bytes.saturating_sub(top);
+        report.units_free = report.largest_free_run_bytes / report.unit_bytes;
+        report.allocated_bytes = self.allocated_bytes();
+        report
     }
 
     /// The most that the segment can grow to, in bytes.

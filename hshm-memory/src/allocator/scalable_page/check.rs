@@ -111,8 +111,7 @@ impl Heap<'_> {
 
     /// P5.
     fn check_sums(&self, report: &mut CheckReport) {
-        let bytes = self.table.allocated_bytes.load(Ordering::Relaxed);
-        let blocks = self.table.allocated_blocks.load(Ordering::Relaxed);
+        let (bytes, blocks) = self.sums();
         if (bytes, blocks) != (report.allocated_bytes, report.allocated_blocks) {
             let what = format!(
                 "{blocks} blocks with {bytes} bytes are counted, {} with {} are there",

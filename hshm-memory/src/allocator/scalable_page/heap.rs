@@ -419,6 +419,12 @@ impl<'s> Heap<'s> {
         add(&self.table.allocated_blocks, blocks);
     }
 
+    /// Bytes in allocated blocks, and how many those are.
+    pub(super) fn sums(&self) -> (u64, u64) {
+        let sum = |sum: &AtomicU64| sum.load(Ordering::Relaxed);
+        (sum(&self.table.allocated_bytes), sum(&self.table.allocated_blocks))
+    }
+
     /// Frees the block at `offset`.
     pub(super) fn free(&self, offset: u64) -> Result<(), AllocError> {
         let page = self.allocated(offset)?;

@@ -6,7 +6,7 @@ use crate::robust::RobustLock;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// The version of the segments that this library writes and reads.
-pub(super) const LAYOUT_VERSION: u32 = 1;
+pub(in crate::allocator) const LAYOUT_VERSION: u32 = 1;
 /// What a segment begins with: "hshmSPG1", read as a little-endian number.
 pub(in crate::allocator) const MAGIC: u64 = u64::from_le_bytes(*b"hshmSPG1");
 

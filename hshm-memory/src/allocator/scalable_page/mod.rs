@@ -38,8 +38,8 @@ use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use self::heap::{Heap, granules_for};
-pub(super) use self::layout::MAGIC;
-use self::layout::{LAYOUT_VERSION, Table};
+pub(super) use self::layout::{LAYOUT_VERSION, MAGIC};
+use self::layout::{State, Table};
 use super::contexts::Contexts;
 use super::segment::{Format, Segment};
 use super::{Allocator, AllocatorKind, ShmAllocator};
@@ -48,7 +48,7 @@ use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
 use crate::options::HeapOptions;
 use crate::pointer::{AllocatorId, OffsetPointer};
-use crate::report::CheckReport;
+use crate::report::{CheckReport, HeapReport};
 use crate::robust::{Acquired, LockError};
 use crate::sync::Ordering;
 
@@ -106,7 +106,7 @@ struct Inner {
 }
 
 impl ScalablePageAllocator {
-    fn segment(&self) -> &Segment {
+    pub(super) fn segment(&self) -> &Segment {
         &self.inner.segment
     }
 
@@ -177,6 +177,43 @@ impl ScalablePageAllocator {
         self.segment().backend().grow(bytes)?;
         self.locked(|heap| heap.absorb().map(drop))?;
         Ok(self.segment().refresh_limit())
+    }
+
+    /// Counts what is allocated and free.
+    ///
+    /// # Examples
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use hshm_memory::{AllocatorId, HeapOptions, MemfdMmap, ScalablePageAllocator, ShmAllocator};
+    /// # let backend = Arc::new(MemfdMmap::create("example", 1 << 20, 4 << 20)?);
+    /// # let id = AllocatorId::new(0, 1);
+    /// let heap = ScalablePageAllocator::shm_init(id, backend, &HeapOptions::default())?;
+    /// assert_eq!(heap.report().units_free, heap.report().units_total);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn report(&self) -> HeapReport {
+        let mut report = self.segment().blank_report();
+        // What cannot be walked is left at zero; `check` says what is wrong with it.
+        let _ = self
+            .locked(|heap| {
+                let (mut free, mut largest) = (0, 0);
+                heap.walk(|page| {
+                    if page.state == State::Free {
+                        free += page.granules;
+                        largest = page.block_bytes().max(largest);
+                    }
+                    Ok(())
+                })?;
+                Ok((free, largest, heap.sums()))
+            })
+            .map(|(free, largest, (bytes, blocks))| {
+                report.units_free = free;
+                report.largest_free_run_bytes = largest;
+                report.allocated_bytes = bytes;
+                report.allocated_blocks = blocks;
+            });
+        report
     }
 
     /// The most that the segment can grow to, in bytes.

@@ -193,7 +193,7 @@ fn a_segment_cut_short_or_of_another_kind_is_refused() {
     let other = attach().unwrap();
     assert_eq!((other.id(), other.custom_header().1), (id, 100));
     let stack = crate::StackAllocator::shm_deserialize(Arc::clone(&backend));
-    assert!(matches!(stack, Err(SegmentError::Foreign { .. })));
+    assert!(matches!(stack, Err(SegmentError::OtherAllocator { .. })));
     // Any byte of the header changed is found.
     // SAFETY: [mapped] the header is a page long; [owned] nobody else uses it.
     let header = unsafe { std::slice::from_raw_parts_mut(backend.base().as_ptr(), 56) };

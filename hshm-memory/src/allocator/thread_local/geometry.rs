@@ -5,6 +5,7 @@ use super::layout::{
     DESCRIPTOR_BYTES, Header, KIND_THREAD_LOCAL, LAYOUT_VERSION, MAGIC, PAGE_BYTES, SLOT_BYTES,
     TABLES, UNIT_BYTES, UNIT_SHIFT,
 };
+use crate::allocator::AllocatorKind;
 use crate::error::SegmentError;
 use crate::options::{InitOptions, OnExit};
 use crate::pointer::AllocatorId;
@@ -164,7 +165,7 @@ impl Geometry {
         // ORDER: Acquire pairs with the Release of the magic at the end of shm_init.
         let magic = header.magic.load(Ordering::Acquire);
         if magic != MAGIC {
-            return Err(SegmentError::Foreign { found: magic });
+            return Err(AllocatorKind::ThreadLocal.not_found(magic));
         }
         let found = header.layout_version.load(Ordering::Relaxed);
         if found != LAYOUT_VERSION {

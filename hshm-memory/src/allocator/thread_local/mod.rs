@@ -57,8 +57,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 pub use self::layout::LAYOUT_VERSION;
 pub(super) use self::layout::{KIND_THREAD_LOCAL as KIND, MAGIC};
-#[cfg(unix)]
-pub(crate) use self::open::segment_capacity;
 use self::view::View;
 use self::words::SlotWord;
 use crate::error::AllocError;
