@@ -14,6 +14,7 @@ use hshm_proto::{
     validate_client_name,
 };
 
+use crate::allocator::SegmentAllocator;
 use crate::connection::{Answer, Connection, Failure};
 use crate::error::Error;
 use crate::segment::Segment;
@@ -149,8 +150,18 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Daemon`] if there is no such segment or this user may not use it;
-    /// [`Error::Segment`] if what stands in it is not usable; or as for any request.
+    /// [`Error::Segment`] if what stands in it is not usable, or another allocator; or as for any
+    /// request.
     pub fn attach(&self, name: &str) -> Result<Segment, Error> {
+        self.attach_as(name)
+    }
+
+    /// The same for a segment with an allocator of another kind:
+    /// `attach_as::<ScalablePageAllocator>(name)`.
+    ///
+    /// # Errors
+    /// As [`Client::attach`].
+    pub fn attach_as<A: SegmentAllocator>(&self, name: &str) -> Result<Segment<A>, Error> {
         let body = RequestBody::Attach { name: name.to_owned() };
         let reply = self.inner.exchange(&body)?;
         let (ReplyBody::Attached(descriptor), Some(file)) = reply else {

@@ -39,20 +39,22 @@
 //! should attach its segments anew before it allocates: what the parent was told of its own identity
 //! does not hold for the child.
 
+mod allocator;
 mod client;
 mod connection;
 mod error;
 mod segment;
 mod target;
 
+pub use allocator::SegmentAllocator;
 pub use client::{Client, ClientBuilder, Inspection};
 pub use error::Error;
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 pub use hshm_memory::thread_model;
 pub use hshm_memory::{
     AllocError, Allocator, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr,
-    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, RepairReport, SegmentError,
-    ThreadLocalAllocator, UnknownName,
+    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, RepairReport,
+    ScalablePageAllocator, SegmentError, StackAllocator, ThreadLocalAllocator, UnknownName,
 };
 /// What a segment is to be like when it is created. `CreateOptions::new(name, size_bytes)` gives the
 /// defaults; change its fields as needed.

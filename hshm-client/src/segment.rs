@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use hshm_memory::{AllocError, OffsetPointer, ProcessId, SegmentError, ThreadLocalAllocator};
 use hshm_proto::SegmentDescriptor;
 
+use crate::allocator::SegmentAllocator;
 use crate::client::Inner;
 use crate::error::Error;
 
@@ -20,8 +21,8 @@ use crate::error::Error;
 /// It dereferences to the allocator, whose operations it has: `allocate`, `free`, `resolve`,
 /// `allocate_into`, `report` and so on. None of them involves the daemon.
 #[derive(Clone)]
-pub struct Segment {
-    allocator: ThreadLocalAllocator,
+pub struct Segment<A = ThreadLocalAllocator> {
+    allocator: A,
     attachment: Arc<Attachment>,
 }
 
@@ -36,21 +37,22 @@ struct Attachment {
 /// No process has this number.
 const NOBODY: u32 = 0;
 
-impl fmt::Debug for Segment {
+impl<A> fmt::Debug for Segment<A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Segment").field(&self.attachment.descriptor).finish_non_exhaustive()
     }
 }
 
-impl Deref for Segment {
-    type Target = ThreadLocalAllocator;
+impl<A> Deref for Segment<A> {
+    type Target = A;
 
-    fn deref(&self) -> &ThreadLocalAllocator {
+    #[inline]
+    fn deref(&self) -> &A {
         &self.allocator
     }
 }
 
-impl Segment {
+impl<A: SegmentAllocator> Segment<A> {
     /// Maps what the daemon handed over. If that fails, the attachment is undone.
     pub(crate) fn open(
         inner: Arc<Inner>,
@@ -60,7 +62,7 @@ impl Segment {
         let attachment = Attachment { inner, descriptor, pid: process::id() };
         let found = &attachment.descriptor;
         let cannot = |source| Error::Segment { name: found.name.clone(), source };
-        let allocator = ThreadLocalAllocator::open_fd(found.backend, file).map_err(cannot)?;
+        let allocator = A::open_fd(found.backend, file).map_err(cannot)?;
         if allocator.id() != found.id || allocator.capacity_bytes() != found.capacity_bytes {
             return Err(cannot(SegmentError::Corrupt {
                 field: "capacity_bytes",
@@ -74,7 +76,7 @@ impl Segment {
         })?;
         // The daemon is in another pid namespace, and recovers the dead by the pids it sees.
         if found.identity != own {
-            allocator.set_identity(found.identity);
+            allocator.be_known_as(found.identity).map_err(cannot)?;
         }
         Ok(Self { allocator, attachment: Arc::new(attachment) })
     }
@@ -88,7 +90,7 @@ impl Segment {
     /// The allocator in it, for code that knows nothing of daemons. A clone of it stays usable when
     /// the segment is detached.
     #[must_use]
-    pub fn allocator(&self) -> &ThreadLocalAllocator {
+    pub fn allocator(&self) -> &A {
         &self.allocator
     }
 
@@ -180,7 +182,7 @@ impl Segment {
     /// As for any request to the daemon; the segment is let go of in any case.
     pub fn detach(self) -> Result<(), Error> {
         let Self { allocator, attachment } = self;
-        allocator.detach_thread();
+        allocator.let_go();
         match Arc::try_unwrap(attachment) {
             Ok(mut attachment) => {
                 let result = attachment.detach();

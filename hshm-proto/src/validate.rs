@@ -2,7 +2,7 @@
 //! daemon again on what it receives.
 
 use hshm_memory::backend::validate_name;
-use hshm_memory::{AllocatorKind, BackendKind, InitOptions};
+use hshm_memory::{AllocatorKind, BackendKind, InitOptions, OnExit};
 
 use crate::error::{ErrorCode, ErrorReply};
 use crate::limits::{MAX_CLIENT_NAME_BYTES, MAX_SEGMENT_NAME_BYTES, truncated};
@@ -87,15 +87,7 @@ impl CreateSegment {
                 "use posix-shm or memfd, or make the segment without a daemon",
             ));
         }
-        if self.allocator != AllocatorKind::ThreadLocal {
-            return Err(bad_argument(
-                format_args!(
-                    "cannot create segment {name:?}: a daemon serves no {} allocators",
-                    self.allocator
-                ),
-                "use thread-local, or make the segment without a daemon",
-            ));
-        }
+        self.validate_allocator()?;
         let limit = InitOptions::MAX_CUSTOM_HEADER_BYTES;
         if self.custom_header_bytes > limit {
             return Err(bad_argument(
@@ -117,6 +109,40 @@ impl CreateSegment {
             return Err(bad_argument(
                 format_args!("cannot create segment {name:?} with mode {:o}", self.mode),
                 "use permission bits only, 0 to 777 (octal)",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the allocator is one that others can attach to, and has what is asked of it.
+    fn validate_allocator(&self) -> Result<(), ErrorReply> {
+        let (name, kind) = (&self.name, self.allocator);
+        match kind {
+            AllocatorKind::ThreadLocal => return Ok(()),
+            AllocatorKind::ScalablePage | AllocatorKind::Stack => {}
+            AllocatorKind::Malloc | _ => {
+                return Err(bad_argument(
+                    format_args!(
+                        "cannot create segment {name:?}: a {kind} allocator is one process's own"
+                    ),
+                    "use thread-local, scalable-page or stack",
+                ));
+            }
+        }
+        if self.on_exit == OnExit::Reclaim {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: a {kind} allocator does not know whose a block is"
+                ),
+                "let it keep the blocks of the dead, or use a thread-local one",
+            ));
+        }
+        if self.worker_slots.is_some() {
+            return Err(bad_argument(
+                format_args!(
+                    "cannot create segment {name:?}: a {kind} allocator has no worker slots"
+                ),
+                "leave their number out, or use a thread-local one",
             ));
         }
         Ok(())
@@ -176,16 +202,20 @@ mod tests {
     fn a_creation_that_makes_no_sense_is_refused() {
         let good = CreateSegment::new("s", 1 << 20);
         good.validate().unwrap();
+        let scalable = CreateSegment { allocator: AllocatorKind::ScalablePage, ..good.clone() };
+        scalable.validate().unwrap();
+        CreateSegment { allocator: AllocatorKind::Stack, ..good.clone() }.validate().unwrap();
         let bad = [
             CreateSegment { size_bytes: 0, ..good.clone() },
             CreateSegment { capacity_bytes: Some(1), ..good.clone() },
             CreateSegment { custom_header_bytes: u64::MAX, ..good.clone() },
             CreateSegment { worker_slots: Some(0), ..good.clone() },
             CreateSegment { worker_slots: Some(4096), ..good.clone() },
-            CreateSegment { allocator: AllocatorKind::ScalablePage, ..good.clone() },
             CreateSegment { allocator: AllocatorKind::Malloc, ..good.clone() },
             CreateSegment { backend: BackendKind::Array, ..good.clone() },
             CreateSegment { backend: BackendKind::File, ..good.clone() },
+            CreateSegment { on_exit: OnExit::Reclaim, ..scalable.clone() },
+            CreateSegment { worker_slots: Some(8), ..scalable.clone() },
             CreateSegment { mode: 0o1777, ..good },
         ];
         for create in bad {

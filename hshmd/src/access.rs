@@ -112,7 +112,7 @@ fn supplementary_groups(pid: u32) -> Vec<u32> {
 
 #[cfg(test)]
 mod tests {
-    use hshm_memory::{AllocatorId, BackendKind};
+    use hshm_memory::{AllocatorId, AllocatorKind, BackendKind};
 
     use super::*;
 
@@ -126,7 +126,13 @@ mod tests {
     }
 
     fn record(mode: u32) -> Record {
-        let record = Record::creating("s", BackendKind::Memfd, None, AllocatorId::new(1, 1));
+        let record = Record::creating(
+            "s",
+            BackendKind::Memfd,
+            AllocatorKind::ThreadLocal,
+            None,
+            AllocatorId::new(1, 1),
+        );
         Record { uid: OWNER, gid: GROUP, mode, ..record }
     }
 

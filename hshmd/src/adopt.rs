@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hshm_memory::{AllocatorId, BackendError, BackendKind, PosixShmMmap, ThreadLocalAllocator};
+use hshm_memory::{AllocatorId, AnyAllocator, BackendError, BackendKind, PosixShmMmap};
 use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
@@ -108,12 +108,13 @@ impl Registry {
             Ok(file) => file,
             Err(why) => return left_alone(&why),
         };
-        let allocator = match ThreadLocalAllocator::open_fd(BackendKind::PosixShm, file) {
+        let allocator = match AnyAllocator::open_fd(BackendKind::PosixShm, file) {
             Ok(allocator) => allocator,
             Err(why) => return left_alone(&why),
         };
         let backend = BackendKind::PosixShm;
-        let record = Record::creating(name, backend, Some(object.to_owned()), allocator.id());
+        let (kind, id) = (allocator.kind(), allocator.id());
+        let record = Record::creating(name, backend, kind, Some(object.to_owned()), id);
         let record = Record { phase: Phase::Ready, ..record };
         let written = self.state.write(&record);
         written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))?;
@@ -170,13 +171,18 @@ fn quarantined(
 fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
     let bytes = file.try_clone().map(File::from).and_then(|file| file.metadata());
     let bytes = bytes.map_or(0, |metadata| metadata.len());
-    match ThreadLocalAllocator::open_fd(record.backend, file) {
+    match AnyAllocator::open_fd(record.backend, file) {
         Ok(allocator) => {
             let (size, id) = (format_size(bytes), allocator.id());
             let id_changed = id != AllocatorId::default() && id != record.id;
             if id_changed {
                 warn!(segment = record.name, recorded = %record.id, found = %id, "its identity is not the recorded one");
             }
+            let kind = allocator.kind();
+            if kind != record.allocator {
+                warn!(segment = record.name, recorded = %record.allocator, found = %kind, "its allocator is not the recorded one");
+            }
+            let record = Record { allocator: kind, ..record };
             info!(segment = record.name, size, "adopted");
             Segment::new(record, Heap::Usable(allocator), Some(Arc::new(lock)))
         }

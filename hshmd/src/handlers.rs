@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hshm_memory::{CheckReport, ProcessId, ThreadLocalAllocator};
+use hshm_memory::{AnyAllocator, CheckReport, ProcessId};
 use hshm_proto::limits::{MAX_TEXT_BYTES, SEGMENTS_PER_PAGE, WORKERS_PER_PAGE, truncated};
 use hshm_proto::{
     CreateSegment, ErrorCode, ErrorReply, HeapPage, ReplyBody, RequestBody, StatusInfo,
@@ -28,7 +28,7 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) body: ReplyBody,
-    pub(crate) descriptor_of: Option<ThreadLocalAllocator>,
+    pub(crate) descriptor_of: Option<AnyAllocator>,
 }
 
 /// Does what `request` asks for.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hshm_memory::{
-    AllocatorId, Backend, BackendKind, InitOptions, MemfdMmap, PosixShmMmap, ProcessId,
-    SegmentError, ThreadLocalAllocator,
+    AllocatorId, AnyAllocator, Backend, BackendKind, InitOptions, MemfdMmap, PosixShmMmap,
+    ProcessId, SegmentError,
 };
 use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
 
@@ -151,7 +151,7 @@ impl Registry {
         };
         refuse_stranger(name, object.as_deref())?;
         let id = self.next_id(request.backend);
-        let record = Record::creating(name, request.backend, object, id);
+        let record = Record::creating(name, request.backend, request.allocator, object, id);
         let record = Record { uid: owner.uid, gid: owner.gid, mode: request.mode, ..record };
         self.write(&record)?;
         // Died here, or anywhere up to the record's becoming ready: it says that whatever stands
@@ -180,7 +180,7 @@ impl Registry {
         &self,
         record: &Record,
         request: &CreateSegment,
-    ) -> Result<(ThreadLocalAllocator, Option<ObjectLock>), ErrorReply> {
+    ) -> Result<(AnyAllocator, Option<ObjectLock>), ErrorReply> {
         let (name, size) = (&request.name, request.size_bytes);
         let capacity = request.capacity_bytes.unwrap_or_else(|| default_capacity(size));
         let failed = |error: &SegmentError| creation_reply(name, error);
@@ -190,7 +190,7 @@ impl Registry {
             worker_slots: request.worker_slots.unwrap_or_else(|| default_worker_slots(size)),
         };
         let init = |backend: Arc<dyn Backend>| {
-            ThreadLocalAllocator::shm_init(record.id, backend, &options)
+            AnyAllocator::shm_init(request.allocator, record.id, backend, &options)
                 .map_err(|error| failed(&error))
         };
         let Some(object) = &record.object else {

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use hshm_memory::{
-    AllocError, CheckReport, PosixShmMmap, ProcessId, RepairReport, ThreadLocalAllocator,
-};
+use hshm_memory::{AllocError, AnyAllocator, CheckReport, PosixShmMmap, ProcessId, RepairReport};
 use hshm_proto::limits::{MAX_TEXT_BYTES, truncated};
 use hshm_proto::{ErrorCode, ErrorReply};
 
@@ -51,7 +49,7 @@ impl Registry {
     }
 }
 
-fn repaired(allocator: &ThreadLocalAllocator, name: &str) -> Result<RepairReport, ErrorReply> {
+fn repaired(allocator: &AnyAllocator, name: &str) -> Result<RepairReport, ErrorReply> {
     let mut tries = TRIES;
     loop {
         match allocator.repair() {
@@ -68,7 +66,7 @@ fn repaired(allocator: &ThreadLocalAllocator, name: &str) -> Result<RepairReport
 }
 
 /// The allocator of a segment that was found broken, if its header is whole.
-fn reopened(segment: &Segment) -> Result<ThreadLocalAllocator, ErrorReply> {
+fn reopened(segment: &Segment) -> Result<AnyAllocator, ErrorReply> {
     let record = &segment.record;
     let unusable = |why: &dyn std::fmt::Display| {
         ErrorReply::new(
@@ -81,5 +79,5 @@ fn reopened(segment: &Segment) -> Result<ThreadLocalAllocator, ErrorReply> {
         return Err(unusable(&"this daemon has no hold of its memory"));
     };
     let file = PosixShmMmap::open(object).map_err(|error| unusable(&error))?;
-    ThreadLocalAllocator::open_fd(record.backend, file).map_err(|error| unusable(&error))
+    AnyAllocator::open_fd(record.backend, file).map_err(|error| unusable(&error))
 }

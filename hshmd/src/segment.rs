@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hshm_memory::{OnExit, PosixShmMmap, ProcessId, ThreadLocalAllocator};
+use hshm_memory::{AnyAllocator, OnExit, PosixShmMmap, ProcessId};
 use hshm_proto::{ErrorCode, ErrorReply, SegmentDescriptor, SegmentInfo};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -34,7 +34,7 @@ pub(crate) const UNUSABLE: &str = "a segment is unusable, until it is repaired o
 #[derive(Debug)]
 pub(crate) enum Heap {
     /// An allocator that was validated.
-    Usable(ThreadLocalAllocator),
+    Usable(AnyAllocator),
     /// Something else, which can only be repaired or destroyed.
     Unusable {
         /// Why.
@@ -87,7 +87,7 @@ impl Segment {
     ///
     /// # Errors
     /// [`ErrorCode::Unusable`].
-    pub(crate) fn allocator(&self, verb: &str) -> Result<&ThreadLocalAllocator, ErrorReply> {
+    pub(crate) fn allocator(&self, verb: &str) -> Result<&AnyAllocator, ErrorReply> {
         let reason = match &self.heap {
             Heap::Usable(_) if self.is_cut_short() => CUT_SHORT,
             Heap::Usable(allocator) => return Ok(allocator),
@@ -101,7 +101,7 @@ impl Segment {
     }
 
     /// Its allocator, if there is one.
-    pub(crate) fn usable(&self) -> Option<&ThreadLocalAllocator> {
+    pub(crate) fn usable(&self) -> Option<&AnyAllocator> {
         match &self.heap {
             Heap::Usable(allocator) => Some(allocator),
             Heap::Unusable { .. } => None,
@@ -118,7 +118,7 @@ impl Segment {
 
     /// Living processes that hold worker slots of it, by `/proc`. May take a while.
     pub(crate) fn living_holders(&self) -> Vec<ProcessId> {
-        let holders = self.usable().map(ThreadLocalAllocator::holders).unwrap_or_default();
+        let holders = self.usable().map(AnyAllocator::holders).unwrap_or_default();
         // This daemon holds slots only while it recovers them.
         let holders = holders.into_iter().filter(|process| process.pid != std::process::id());
         holders.filter(|process| process.is_alive()).collect()
@@ -166,11 +166,11 @@ impl Segment {
             name: record.name.clone(),
             backend: record.backend,
             allocator: record.allocator,
-            id: allocator.map_or(record.id, ThreadLocalAllocator::id),
+            id: allocator.map_or(record.id, |allocator| allocator.id()),
             problem,
-            capacity_bytes: allocator.map_or(0, ThreadLocalAllocator::capacity_bytes),
+            capacity_bytes: allocator.map_or(0, AnyAllocator::capacity_bytes),
             committed_bytes: self.committed_bytes(),
-            on_exit: allocator.map_or(OnExit::default(), ThreadLocalAllocator::on_exit),
+            on_exit: allocator.map_or(OnExit::default(), AnyAllocator::on_exit),
             uid: record.uid,
             gid: record.gid,
             mode: record.mode,
@@ -184,7 +184,7 @@ impl Segment {
     /// What a process that attaches it as `identity` is told.
     pub(crate) fn descriptor(
         &self,
-        allocator: &ThreadLocalAllocator,
+        allocator: &AnyAllocator,
         identity: ProcessId,
     ) -> SegmentDescriptor {
         SegmentDescriptor {

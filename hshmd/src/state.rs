@@ -59,6 +59,7 @@ impl Record {
     pub(crate) fn creating(
         name: &str,
         backend: BackendKind,
+        allocator: AllocatorKind,
         object: Option<String>,
         id: AllocatorId,
     ) -> Self {
@@ -67,7 +68,7 @@ impl Record {
             name: name.to_owned(),
             phase: Phase::Creating,
             backend,
-            allocator: AllocatorKind::ThreadLocal,
+            allocator,
             object,
             uid: nix::unistd::geteuid().as_raw(),
             gid: nix::unistd::getegid().as_raw(),
@@ -238,7 +239,8 @@ mod tests {
     fn record(name: &str) -> Record {
         let object = Some(format!("hshm.x.{name}"));
         let id = AllocatorId::new(1, 2);
-        let record = Record::creating(name, BackendKind::PosixShm, object, id);
+        let record =
+            Record::creating(name, BackendKind::PosixShm, AllocatorKind::ThreadLocal, object, id);
         Record { created_unix_ms: 5, ..record }
     }
 

@@ -16,7 +16,7 @@ use crate::error::{AllocError, SegmentError};
 use crate::options::{HeapOptions, InitOptions, OnExit};
 use crate::pointer::AllocatorId;
 use crate::process::ProcessId;
-use crate::report::{HeapReport, RecoveryReport};
+use crate::report::{HeapReport, RecoveryReport, RepairReport};
 
 /// An allocator of any kind that lives in its segment. It dereferences to the operations that all have.
 ///
@@ -192,6 +192,22 @@ impl AnyAllocator {
         match self {
             Self::ThreadLocal(heap) => heap.recover(dead),
             Self::ScalablePage(_) | Self::Stack(_) => RecoveryReport::default(),
+        }
+    }
+
+    /// Repairs what can be repaired without guessing, while nobody uses the segment. For a table of
+    /// pages, everything that follows from the pages' headers is made anew; an arena has nothing that
+    /// could be.
+    ///
+    /// # Errors
+    /// As [`ThreadLocalAllocator::repair`]; [`AllocError::Lock`].
+    pub fn repair(&self) -> Result<RepairReport, AllocError> {
+        match self {
+            Self::ThreadLocal(heap) => heap.repair(),
+            Self::ScalablePage(heap) => heap.repair(),
+            Self::Stack(heap) => {
+                Ok(RepairReport { remaining: heap.check(), ..RepairReport::default() })
+            }
         }
     }
 }

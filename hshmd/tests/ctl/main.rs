@@ -5,6 +5,7 @@
     reason = "a test that meets what it did not expect is to fail there and then"
 )]
 
+mod allocators;
 mod bad_input;
 mod client;
 mod commands;

@@ -48,7 +48,7 @@ use crate::context::MemContext;
 use crate::error::{AllocError, SegmentError};
 use crate::options::HeapOptions;
 use crate::pointer::{AllocatorId, OffsetPointer};
-use crate::report::{CheckReport, HeapReport};
+use crate::report::{CheckReport, HeapReport, RepairReport};
 use crate::robust::{Acquired, LockError};
 use crate::sync::Ordering;
 
@@ -177,6 +177,17 @@ impl ScalablePageAllocator {
         self.segment().backend().grow(bytes)?;
         self.locked(|heap| heap.absorb().map(drop))?;
         Ok(self.segment().refresh_limit())
+    }
+
+    /// Makes anew what follows from the pages' headers. A header that was overwritten stands in
+    /// [`RepairReport::remaining`].
+    pub(super) fn repair(&self) -> Result<RepairReport, AllocError> {
+        match self.locked(|heap| heap.mend()) {
+            Ok(()) | Err(AllocError::Corrupt { .. }) => {
+                Ok(RepairReport { remaining: self.check(), ..RepairReport::default() })
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Counts what is allocated and free.

@@ -119,7 +119,7 @@ pub(crate) struct CreateArgs {
     /// What it is made of: posix-shm (a name in /dev/shm) or memfd (no name)
     #[arg(long, default_value_t)]
     pub(crate) backend: BackendKind,
-    /// Which allocator is laid over it: thread-local
+    /// Which allocator is laid over it: thread-local, scalable-page or stack
     #[arg(long, default_value_t)]
     pub(crate) allocator: AllocatorKind,
     /// Bytes at a fixed place that the application uses as it likes
