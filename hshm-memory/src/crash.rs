@@ -52,6 +52,8 @@ points! {
     "from.nulled", "a null cell, the journal not cleared", "the journal is cleared";
     "slot.claimed", "a slot held by the dead", "the slot is freed";
     "slot.vacated", "a slot without pages, still held by the dead", "the slot is freed";
+    "grow.tables_ready", "tables for units that are not there yet", "nothing: nobody looks beyond the segment's end";
+    "grow.extended", "new units whose free bits are missing", "the hints are rebuilt by who next finds no room, or grows or recovers it";
     "recover.taken", "a slot whose recoverer died", "another recoverer takes it over";
     "recover.journal_done", "a slot under recovery with its journal resolved", "another recoverer goes on";
     "scalable.locked", "a lock that the dead hold, nothing begun", "the next one takes the lock over";
@@ -98,6 +100,18 @@ points! {
     "queue.popped", "a head at a place that was emptied", "whoever looks at the head moves it on";
     "queue.unannounced", "a message that nobody was woken for", "nothing: who waits looks again by itself";
     "queue.waking", "an event that nobody was woken for", "nothing: who waits looks again by itself";
+    "segment.without_magic", "an object that is laid out, but does not say that it is a segment", "the daemon's next start removes it with its record";
+    "daemon.create_recorded", "a record of a segment whose creation began", "the next start removes the record";
+    "daemon.object_made", "such a record, and an empty object", "the next start removes both";
+    "daemon.laid_out", "such a record, and a whole segment that nobody was told of", "the next start removes both";
+    "daemon.create_ready", "a whole segment, whose creator got no answer", "the next start adopts it";
+    "daemon.attached", "a client that may or may not have got its descriptor", "the next start adopts the segment; the client asks again";
+    "daemon.destroy_recorded", "a record of a segment that is to be removed, and its object", "the next start removes both";
+    "daemon.object_removed", "such a record without an object", "the next start removes the record";
+    "daemon.removed", "nothing, but the client got no answer", "nothing";
+    "daemon.adopting", "some segments adopted, and some not", "the next start adopts them all";
+    "daemon.orphan_found", "a whole segment of which no record tells", "the next start adopts it";
+    "daemon.removal_half_done", "the record of a half-made segment whose object is removed", "the next start removes the record";
 }
 
 /// Dies here if the environment or [`arm`] says so.

@@ -59,6 +59,7 @@ impl Registry {
             self.insert(Segment::new(record, heap, None));
             return Ok(());
         }
+        hshm_memory::crash_point!("daemon.removal_half_done");
         info!(segment = record.name, phase = ?record.phase, "removed a half-made segment");
         self.drop_record(&record)
     }
@@ -86,6 +87,7 @@ impl Registry {
             Ok(lock) => self.insert(validated(record, file, lock)),
             Err(why) => self.insert(quarantined(record, why, 0, None)),
         };
+        hshm_memory::crash_point!("daemon.adopting");
         Ok(())
     }
 
@@ -116,6 +118,7 @@ impl Registry {
         let (kind, id) = (allocator.kind(), allocator.id());
         let record = Record::creating(name, backend, kind, Some(object.to_owned()), id);
         let record = Record { phase: Phase::Ready, ..record };
+        hshm_memory::crash_point!("daemon.orphan_found");
         let written = self.state.write(&record);
         written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))?;
         info!(segment = name, object, "adopted a segment that had no record");

@@ -203,6 +203,7 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
         ));
     }
     shared.processes.attach(caller.session, name);
+    hshm_memory::crash_point!("daemon.attached");
     Ok(Outcome {
         body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
         descriptor_of: Some(allocator.clone()),

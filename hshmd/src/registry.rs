@@ -156,7 +156,9 @@ impl Registry {
         self.write(&record)?;
         // Died here, or anywhere up to the record's becoming ready: it says that whatever stands
         // there is to be removed.
+        hshm_memory::crash_point!("daemon.create_recorded");
         let made = self.make(&record, request).and_then(|(allocator, lock)| {
+            hshm_memory::crash_point!("daemon.laid_out");
             let ready = Record { phase: Phase::Ready, ..record.clone() };
             if let Err(error) = self.write(&ready) {
                 unlink_or_log(&record);
@@ -165,7 +167,10 @@ impl Registry {
             Ok(Segment::new(ready, Heap::Usable(allocator), lock.map(Arc::new)))
         });
         match made {
-            Ok(segment) => Ok(self.insert(segment)),
+            Ok(segment) => {
+                hshm_memory::crash_point!("daemon.create_ready");
+                Ok(self.insert(segment))
+            }
             Err(error) => {
                 if let Err(error) = self.state.remove(name) {
                     tracing::warn!(segment = name, %error, "cannot remove the record of a failed creation");
@@ -199,6 +204,7 @@ impl Registry {
         };
         let backend = PosixShmMmap::create(object, size, capacity, OBJECT_MODE)
             .map_err(|error| failed(&error.into()))?;
+        hshm_memory::crash_point!("daemon.object_made");
         // The lock goes first: another daemon that finds the object whole finds it locked.
         let made = ObjectLock::take(object)
             .map_err(internal_reply)
@@ -259,11 +265,15 @@ impl Registry {
         };
         self.write(&Record { phase: Phase::Destroying, ..record.clone() })?;
         // Died here: the next start finishes it.
+        hshm_memory::crash_point!("daemon.destroy_recorded");
         unlink(record).map_err(internal_reply)?;
+        hshm_memory::crash_point!("daemon.object_removed");
         lock(&self.segments).remove(&record.name);
         self.state.remove(&record.name).map_err(|error| {
             internal_reply(format_args!("cannot remove the record of {:?}: {error}", record.name))
-        })
+        })?;
+        hshm_memory::crash_point!("daemon.removed");
+        Ok(())
     }
 
     /// Makes a segment at least `size_bytes` long, and says how long it is then.

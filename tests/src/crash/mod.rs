@@ -15,7 +15,7 @@ pub mod world;
 use hshm_memory::crash::{CRASH_POINTS, CrashPoint};
 
 /// The points of what has tests of its own.
-const ELSEWHERE: &[&str] = &["scalable.", "guarded.", "map.", "queue."];
+const ELSEWHERE: &[&str] = &["scalable.", "guarded.", "map.", "queue.", "segment.", "daemon."];
 
 /// The crash points that the operations listed come by.
 pub fn allocator_points() -> impl Iterator<Item = &'static CrashPoint> {

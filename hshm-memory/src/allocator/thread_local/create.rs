@@ -60,6 +60,8 @@ impl ThreadLocalAllocator {
         let header = view.header();
         geometry.store(header, identity);
         header.committed.store(view.limit(), crate::sync::Ordering::Relaxed);
+        // Died here: nobody takes it for a segment; a daemon removes it by its record.
+        crate::crash_point!("segment.without_magic");
         // ORDER: Release: whoever sees the magic sees all of the above.
         header.magic.store(MAGIC, crate::sync::Ordering::Release);
         Ok(Self::over(view))
@@ -161,15 +163,20 @@ impl ThreadLocalAllocator {
     /// ```
     pub fn grow(&self, bytes: u64) -> Result<u64, AllocError> {
         let view = &*self.inner.view;
+        view.refresh_limit();
         let before = view.units();
         let rounded = bytes.checked_next_multiple_of(UNIT_BYTES).unwrap_or(u64::MAX);
+        if rounded <= view.geometry.capacity {
+            view.populate_tables(before, words::unit_of(rounded))?;
+        }
+        // Died here: the tables reach further than the segment, which nobody sees. In the other order
+        // others would look at tables without memory behind them, which a full machine may not have.
+        crate::crash_point!("grow.tables_ready");
         view.backend().grow(rounded)?;
-        let units = words::unit_of(view.backend().committed_bytes().min(view.geometry.capacity));
-        view.populate_tables(before, units)?;
+        // Died here: who finds no room makes the units known, or who grows or recovers the segment.
+        crate::crash_point!("grow.extended");
         let committed = view.refresh_limit();
-        view.header().committed.fetch_max(committed, crate::sync::Ordering::Relaxed);
-        // Died before this: the next who grows or recovers the segment makes the units known.
-        units::rebuild_hints(view);
+        units::know_grown(view);
         Ok(committed)
     }
 }

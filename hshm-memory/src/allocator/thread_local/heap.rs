@@ -11,6 +11,7 @@ use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, Slot, UNIT_SHIFT};
 use super::page::{NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
 use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES};
+use super::units;
 use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -119,6 +120,7 @@ impl Heap {
     #[cold]
     pub(super) fn refresh_limit(&self) {
         self.set_limit(self.view.refresh_limit());
+        units::know_grown(&self.view);
     }
 
     /// Takes note if somebody in this process saw that it has, or the fast paths would do nothing

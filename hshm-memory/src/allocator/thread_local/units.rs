@@ -331,6 +331,18 @@ pub(super) fn adoptable(view: &View, from: u32) -> impl Iterator<Item = u32> + '
     })
 }
 
+/// Makes the units known that the segment grew by. Whoever made it longer does so; this is for the
+/// case that it died before.
+pub(super) fn know_grown(view: &View) {
+    let committed = &view.header().committed;
+    let limit = view.limit();
+    // ORDER: Relaxed: the word only says that the hints were set, each of which is its own.
+    if committed.load(Ordering::Relaxed) < limit {
+        rebuild_hints(view);
+        committed.fetch_max(limit, Ordering::Relaxed);
+    }
+}
+
 /// Makes the hints agree with the tags: needed when somebody died between a tag and its bit, and
 /// when a segment grew. Safe at any time, by anybody.
 pub(super) fn rebuild_hints(view: &View) {
