@@ -7,14 +7,14 @@ use std::time::Instant;
 
 use hshm_memory::crash::arm;
 use hshm_tests::crash::operations::{OPERATIONS, Operation};
-use hshm_tests::crash::stepper::{self, Trace};
+use hshm_tests::crash::stepper::{Theatre, Trace};
 
 /// Kills of each operation besides those after which the segment is another.
 const MORE: usize = 16;
 /// How often a kill is tried again when the process took another way than the one recorded: what the
 /// kernel tells of processes, in figures of more or fewer digits, is part of some operations.
 const TRIES: usize = 3;
-/// How often an operation is recorded anew at most.
+/// How often an operation is recorded anew at most before one more kill succeeds.
 const RECORDS: usize = 20;
 /// Failures of each operation that are described.
 const SHOWN: usize = 3;
@@ -82,16 +82,17 @@ impl Tally {
 
     /// Kills after each change, and after `more` other instructions.
     fn kill_after_each(&mut self, operation: &Operation, more: usize) -> Result<Trace, String> {
-        let mut done = None;
-        let mut failed = 0;
-        for _ in 0..RECORDS {
-            let trace = stepper::record(operation, arm)?;
+        let mut theatre = Theatre::open(operation, arm)?;
+        let (mut done, mut failed, mut stuck) = (None, 0, 0);
+        while stuck < RECORDS {
+            let trace = theatre.record()?;
             self.records += 1;
+            stuck += 1;
             let mut chosen = trace.choose(more);
             chosen.retain(|steps| done < Some(*steps));
             let mut took_another_way = false;
             for steps in chosen {
-                match kill_after(operation, &trace, steps) {
+                match kill_after(&mut theatre, &trace, steps) {
                     Ok(true) => self.kills += 1,
                     Ok(false) => {
                         took_another_way = true;
@@ -105,7 +106,7 @@ impl Tally {
                         }
                     }
                 }
-                done = Some(steps);
+                (done, stuck) = (Some(steps), 0);
             }
             if !took_another_way {
                 return Ok(trace);
@@ -116,9 +117,9 @@ impl Tally {
 }
 
 /// Kills after `steps` steps. False if the process never goes that way.
-fn kill_after(operation: &Operation, trace: &Trace, steps: usize) -> Result<bool, String> {
+fn kill_after(theatre: &mut Theatre, trace: &Trace, steps: usize) -> Result<bool, String> {
     for _ in 0..TRIES {
-        if stepper::kill_after(operation, arm, trace, steps)? {
+        if theatre.kill_after(trace, steps)? {
             return Ok(true);
         }
     }

@@ -11,6 +11,8 @@ pub mod stage;
 pub mod stepper;
 pub mod verdict;
 pub mod world;
+#[cfg(target_arch = "x86_64")]
+pub mod zygote;
 
 use hshm_memory::crash::{CRASH_POINTS, CrashPoint};
 

@@ -6,6 +6,9 @@
 //! there: so a kill costs little, however long the operation. Killed between two instructions that
 //! change nothing, a process leaves the same as if killed one earlier; so those after which the
 //! segment is another than before are all that can differ, and the others are for good measure.
+//!
+//! All these processes descend from one that stays as it is ([`super::zygote`]): so they go the same
+//! way, unless the kernel tells them something else.
 
 use std::collections::HashMap;
 
@@ -19,11 +22,15 @@ use super::process;
 use super::stage::Stage;
 use super::verdict;
 use super::world::Arm;
+use super::zygote::Zygote;
 
 /// How far before the instruction a breakpoint may be.
 const STRETCH: usize = 48;
 /// Steps after which an operation is taken to never end.
 const MOST_STEPS: usize = 20_000_000;
+/// Set in the address of an instruction after which the segment is another. Programs have none of the
+/// upper half of the address space.
+const CHANGES: u64 = 1 << 63;
 
 /// The instructions of one operation.
 #[derive(Debug, Default)]
@@ -67,65 +74,137 @@ fn traced() {
     ptrace::traceme().expect("a process can be traced by its parent");
 }
 
-/// Runs one process through the operation and notes its steps.
-///
-/// # Errors
-/// If it ends badly, or what it leaves is not as it must be.
-pub fn record(operation: &Operation, arm: Arm) -> Result<Trace, String> {
+/// Where one operation is recorded, and killed in again and again.
+#[derive(Debug)]
+pub struct Theatre(Zygote);
+
+/// What is asked of the zygote's children.
+const RECORD: u64 = 0;
+const KILL: u64 = 1;
+/// The address of no instruction: the operation is over.
+const OVER: u64 = 0;
+
+impl Theatre {
+    /// Makes it ready for `operation`.
+    ///
+    /// # Errors
+    /// If there can be no more processes.
+    pub fn open(operation: &Operation, arm: Arm) -> Result<Self, String> {
+        let operation = *operation;
+        let zygote = Zygote::start(move |request| {
+            let [what, address, earlier, steps, expected] = request;
+            let outcome = if what == RECORD {
+                record(&operation, arm)
+            } else {
+                kill_after(&operation, arm, (address, earlier), steps, expected)
+            };
+            match outcome {
+                Ok(mut words) => {
+                    words.insert(0, 1);
+                    words.into_iter().flat_map(u64::to_ne_bytes).collect()
+                }
+                Err(error) => [&0_u64.to_ne_bytes(), error.as_bytes()].concat(),
+            }
+        })?;
+        Ok(Self(zygote))
+    }
+
+    fn ask(&mut self, request: [u64; 5]) -> Result<Vec<u64>, String> {
+        let reply = self.0.ask(request)?;
+        let (is_good, rest) = reply.split_at_checked(8).ok_or("it says nothing")?;
+        if is_good == [0; 8] {
+            return Err(String::from_utf8_lossy(rest).into_owned());
+        }
+        let (words, _) = rest.as_chunks();
+        Ok(words.iter().map(|word| u64::from_ne_bytes(*word)).collect())
+    }
+
+    /// Runs one process through the operation and notes its steps.
+    ///
+    /// # Errors
+    /// If it ends badly, or what it leaves is not as it must be.
+    pub fn record(&mut self) -> Result<Trace, String> {
+        let words = self.ask([RECORD, 0, 0, 0, 0])?;
+        let mut trace = Trace::default();
+        let mut met: HashMap<u64, u32> = HashMap::new();
+        for (at, word) in words.into_iter().enumerate() {
+            let (address, is_change) = (word & !CHANGES, word & CHANGES != 0);
+            let earlier = met.entry(address).or_default();
+            trace.addresses.push(address);
+            trace.earlier.push(*earlier);
+            *earlier += 1;
+            if is_change {
+                trace.changes.push(at + 1);
+            }
+        }
+        Ok(trace)
+    }
+
+    /// Kills another process after `steps` steps and judges what it leaves. False if it was not where
+    /// the recorded one was then, because it took another way.
+    ///
+    /// # Errors
+    /// What is not as it must be.
+    pub fn kill_after(&mut self, trace: &Trace, steps: usize) -> Result<bool, String> {
+        let nearby = steps.saturating_sub(STRETCH)..=steps.min(trace.len() - 1);
+        let anchor = nearby.min_by_key(|&at| (trace.earlier[at], steps - at)).unwrap_or(0);
+        let anchor = if steps <= STRETCH { 0 } else { anchor };
+        let expected = trace.addresses.get(steps).copied().unwrap_or(OVER);
+        let (address, earlier) = (trace.addresses[anchor], trace.earlier[anchor]);
+        let steps = (steps - anchor) as u64;
+        let words = self.ask([KILL, address, earlier.into(), steps, expected])?;
+        Ok(words == [1])
+    }
+}
+
+/// Runs one process through the operation. Returns the address of each instruction, with [`CHANGES`]
+/// where the segment was another afterwards.
+fn record(operation: &Operation, arm: Arm) -> Result<Vec<u64>, String> {
     let stage = Stage::set(operation, arm, traced, nothing as fn())?;
-    let mut trace = Trace::default();
-    let mut met: HashMap<u64, u32> = HashMap::new();
+    let mut addresses = Vec::new();
     let mut seen = stage.world.bytes().to_vec();
     while !stage.world.is_finished() {
         let address = address_of(stage.child)?;
-        let earlier = met.entry(address).or_default();
-        trace.addresses.push(address);
-        trace.earlier.push(*earlier);
-        *earlier += 1;
         step(stage.child)?;
         let now = stage.world.bytes();
-        if now != seen {
+        let is_change = now != seen;
+        if is_change {
             seen.clear();
             seen.extend_from_slice(now);
-            trace.changes.push(trace.addresses.len());
         }
-        if trace.len() > MOST_STEPS {
+        addresses.push(address | if is_change { CHANGES } else { 0 });
+        if addresses.len() > MOST_STEPS {
             return Err("it does not come to an end".to_owned());
         }
     }
     end(stage.child)?;
     verdict::judge(operation, &stage.world, stage.before)?;
-    Ok(trace)
+    Ok(addresses)
 }
 
-/// Kills another process after `steps` steps and judges what it leaves. False if it was not where the
-/// recorded one was then, because it took another way.
-///
-/// # Errors
-/// What is not as it must be.
-pub fn kill_after(
+/// Kills a process `steps` steps after it has met an instruction `earlier` times and is about to meet
+/// it again. Returns 1 if it was at the instruction `expected` then.
+fn kill_after(
     operation: &Operation,
     arm: Arm,
-    trace: &Trace,
-    steps: usize,
-) -> Result<bool, String> {
+    (address, earlier): (u64, u64),
+    steps: u64,
+    expected: u64,
+) -> Result<Vec<u64>, String> {
     let stage = Stage::set(operation, arm, traced, nothing as fn())?;
-    let nearby = steps.saturating_sub(STRETCH)..=steps.min(trace.len() - 1);
-    let anchor = nearby.min_by_key(|&at| (trace.earlier[at], steps - at)).unwrap_or(0);
-    let anchor = if steps <= STRETCH { 0 } else { anchor };
-    if !run_to(stage.child, trace.addresses[anchor], trace.earlier[anchor])? {
-        return Ok(false);
+    if !run_to(stage.child, address, earlier)? {
+        return Ok(vec![0]);
     }
-    for _ in anchor..steps {
+    for _ in 0..steps {
         step(stage.child)?;
     }
-    let is_there = match trace.addresses.get(steps) {
-        Some(&next) => address_of(stage.child)? == next,
-        None => stage.world.is_finished(),
+    let is_there = match expected {
+        OVER => stage.world.is_finished(),
+        next => address_of(stage.child)? == next,
     };
     end(stage.child)?;
     verdict::judge(operation, &stage.world, stage.before)?;
-    Ok(is_there)
+    Ok(vec![u64::from(is_there)])
 }
 
 fn failed(what: &'static str) -> impl Fn(nix::errno::Errno) -> String {
@@ -162,7 +241,7 @@ fn address_of(child: Pid) -> Result<u64, String> {
 
 /// Lets the process run until it has met the instruction at `address` `earlier` times and is about
 /// to meet it again. False if it ended before.
-fn run_to(child: Pid, address: u64, earlier: u32) -> Result<bool, String> {
+fn run_to(child: Pid, address: u64, earlier: u64) -> Result<bool, String> {
     let place = std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(usize::MAX));
     let original = ptrace::read(child, place).map_err(failed("read"))?;
     let trap = original & !0xff | 0xcc;
