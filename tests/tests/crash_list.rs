@@ -46,7 +46,11 @@ fn page() -> (String, Vec<String>) {
         let passing = sources.iter().filter(|file| of_library(&file.path));
         let passing: Vec<_> = passing
             .filter(|file| file.text.contains(&mark))
-            .map(|file| format!("`{}`", file.path.rsplit('/').next().unwrap_or_default()))
+            .map(|file| {
+                let mut parts = file.path.rsplitn(3, '/');
+                let (name, folder) = (parts.next().unwrap_or_default(), parts.next());
+                format!("`{}/{name}`", folder.unwrap_or_default())
+            })
             .collect();
         if passing.is_empty() {
             wrong.push(format!("{} stands nowhere in the code", point.name));

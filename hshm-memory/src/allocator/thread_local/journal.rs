@@ -11,7 +11,7 @@ use super::page::Page;
 use super::refill::Request;
 use super::release::Block;
 use super::remote::Mark;
-use super::settle;
+use super::settle::{self, Contended};
 use super::units;
 use super::view::View;
 use super::words::{
@@ -249,7 +249,12 @@ pub(super) enum Resolved {
     Completed,
     /// It was undone, or had not begun.
     Undone,
+    /// Others changed what it was about again and again: the journal stands as it did.
+    Contended,
 }
+
+/// How often a page is tried whose owner changes before it is left for later.
+const TURNS: usize = 1000;
 
 /// Finishes or undoes what the dead holder of slot `id` was about. `page_has` tells whether a page
 /// of the slot has the block on a list of its own. Idempotent: the journal is cleared last.
@@ -266,14 +271,18 @@ pub(super) fn resolve(view: &View, id: u32, page_has: impl Fn(&Page<'_>, u64) ->
     };
     let resolved = match operation.step() {
         Step::Idle => Resolved::Nothing,
-        Step::AllocateInto if cell.is_some_and(arrived) => Resolved::Completed,
-        Step::AllocateInto => {
-            free_for_dead(view, id, offset, page_has, operation, false);
-            Resolved::Undone
-        }
+        Step::AllocateInto => match cell.map_or(Ok(false), arrived) {
+            Ok(true) => Resolved::Completed,
+            Ok(false) if free_for_dead(view, id, offset, page_has, operation, false).is_ok() => {
+                Resolved::Undone
+            }
+            Ok(false) | Err(Contended) => return Resolved::Contended,
+        },
         Step::FreeFrom if value == cell_being_freed(id, operation.sequence()) => {
             settle::settle_allocation(view, cell_offset, offset);
-            free_for_dead(view, id, offset, page_has, operation, true);
+            if free_for_dead(view, id, offset, page_has, operation, true).is_err() {
+                return Resolved::Contended;
+            }
             if let Some(cell) = cell {
                 cell.store(0, Ordering::Release);
             }
@@ -295,14 +304,14 @@ fn free_for_dead(
     page_has: impl Fn(&Page<'_>, u64) -> bool,
     operation: Operation,
     pushed_remotely: bool,
-) {
+) -> Result<(), Contended> {
     let slot = view.slot(id);
     let found = view.page_of(offset);
     // ORDER: SeqCst, after the page's tag: whoever took the block from the list that it was pushed
     // on, or gave that page up, acknowledged the push before, and what stands there now may be
     // somebody's that came after.
     if pushed_remotely && slot.acknowledged.load(Ordering::SeqCst) == operation.acknowledgement() {
-        return;
+        return Ok(());
     }
     let Some((unit, tag)) = found else {
         let head = unit_of(offset);
@@ -312,18 +321,18 @@ fn free_for_dead(
             // The head's tag still names the block's allocation: recovery's walk dismantles it.
             let _ = units::unbind_run(view, id, head, tag);
         }
-        return;
+        return Ok(());
     };
     let mut page = Page::new(view, unit, tag);
     if page.index_of(offset).is_none() {
-        return;
+        return Ok(());
     }
     let list = &page.descriptor().remote;
     if pushed_remotely && super::remote::push_happened(list, id, operation, &slot.acknowledged) {
-        return;
+        return Ok(());
     }
     // A bounded number of turns: each failure means that somebody alive made progress.
-    for _ in 0..1000 {
+    for _ in 0..TURNS {
         if page.tag.owner() == 0
             && let Some(ours) = page.adopt(id)
         {
@@ -333,16 +342,17 @@ fn free_for_dead(
             if !page_has(&page, offset) {
                 page.push_local(offset);
             }
-            return;
+            return Ok(());
         }
         if push_as_dead(view, id, &page, offset, operation) {
-            return;
+            return Ok(());
         }
         match view.page_of(offset) {
             Some((unit, tag)) => page = Page::new(view, unit, tag),
-            None => return,
+            None => return Ok(()),
         }
     }
+    Err(Contended)
 }
 
 /// The dead's own push, with its own mark: should this recoverer die too, the next one can tell.

@@ -100,7 +100,7 @@ impl World {
         let operation = Operation(journal.operation.load(Ordering::SeqCst));
         if operation.step() == Step::AllocateInto {
             let marker = |slot| self.workers.get(slot as usize).map(|worker| &worker.journal);
-            let arrived = has_arrived(journal, operation, &self.cell, block_of(0), marker);
+            let arrived = has_arrived(journal, operation, &self.cell, block_of(0), marker).unwrap();
             if !arrived && is_free.load(Ordering::Acquire) == 0 {
                 self.free(block_of(0));
             }

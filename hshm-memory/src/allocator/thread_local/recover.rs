@@ -30,8 +30,15 @@ pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> Re
         if slots::transition_recover(view.slot_word(id), word, by) {
             // Died here: the slot names its recoverer, whose own death is noticed in turn.
             crate::crash_point!("recover.taken");
-            report += recover_slot(view, id);
-            vacated.push(id);
+            match recover_slot(view, id) {
+                Some(recovered) => {
+                    report += recovered;
+                    vacated.push(id);
+                }
+                // For the next who looks for the dead. Nothing was changed that this one could not
+                // begin again with.
+                None => view.slot_word(id).store(word.0, Ordering::Release),
+            }
         }
     }
     // Before the slots are free: as long as they are not, somebody does this, whoever dies.
@@ -44,12 +51,14 @@ pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> Re
     report
 }
 
-fn recover_slot(view: &View, id: u32) -> RecoveryReport {
+/// None if it must be tried again later.
+fn recover_slot(view: &View, id: u32) -> Option<RecoveryReport> {
     let mut report = RecoveryReport { slots: 1, ..RecoveryReport::default() };
     match journal::resolve(view, id, |page, offset| page_has(page, id, offset)) {
         Resolved::Nothing => {}
         Resolved::Completed => report.operations_completed = 1,
         Resolved::Undone => report.operations_undone = 1,
+        Resolved::Contended => return None,
     }
     crate::crash_point!("recover.journal_done");
     let leave = match view.on_exit() {
@@ -57,7 +66,7 @@ fn recover_slot(view: &View, id: u32) -> RecoveryReport {
         OnExit::Reclaim => Leave::Freed,
     };
     report += vacate(view, id, leave);
-    report
+    Some(report)
 }
 
 /// In what state pages are left behind.

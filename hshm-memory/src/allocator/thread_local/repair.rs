@@ -112,7 +112,8 @@ impl Repair<'_> {
         view.backend().populate(view.slot_range(heir))?;
         for &id in &self.used {
             match journal::resolve(view, id, |page, offset| recover::page_has(page, id, offset)) {
-                Resolved::Nothing => {}
+                // Only if somebody writes who holds no slot.
+                Resolved::Nothing | Resolved::Contended => {}
                 Resolved::Completed => self.report.recovered.operations_completed += 1,
                 Resolved::Undone => self.report.recovered.operations_undone += 1,
             }

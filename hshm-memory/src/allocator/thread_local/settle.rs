@@ -14,6 +14,10 @@ use crate::sync::{AtomicU64, Ordering};
 /// How often a cell is looked at that others change.
 const LOOKS: usize = 1000;
 
+/// Others were quicker each time. The question is to be asked again later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Contended;
+
 /// Makes sure that the allocation of the block at `offset` into the cell at `cell_offset`, which the
 /// caller has marked, is not undone when its maker dies. To be called before the block is freed.
 pub(super) fn settle_allocation(view: &View, cell_offset: u64, offset: u64) {
@@ -53,7 +57,7 @@ pub(super) fn has_arrived<'s>(
     cell: &AtomicU64,
     offset: u64,
     marker: impl Fn(u32) -> Option<&'s Journal>,
-) -> bool {
+) -> Result<bool, Contended> {
     for _ in 0..LOOKS {
         // ORDER: SeqCst throughout: the cell is read before the journal. If the block was there and
         // is there no more, it was settled before, and the journal is seen cleared.
@@ -69,10 +73,9 @@ pub(super) fn has_arrived<'s>(
             continue;
         }
         let is_there = value == offset || marked == Some(offset);
-        return is_there || journal.operation.load(Ordering::SeqCst) != operation.0;
+        return Ok(is_there || journal.operation.load(Ordering::SeqCst) != operation.0);
     }
-    // Others use the cell all the time. Rather is a block lost than freed under somebody's hands.
-    true
+    Err(Contended)
 }
 
 /// The journal of slot `id`, if there is one.
