@@ -53,6 +53,7 @@ mod context;
 #[doc(hidden)]
 pub mod crash;
 mod error;
+pub mod gpu;
 mod local_alloc;
 mod manager;
 mod options;
@@ -70,12 +71,12 @@ pub use allocator::{
     Allocator, AllocatorKind, AnyAllocator, MallocAllocator, ScalablePageAllocator, ShmAllocator,
     StackAllocator,
 };
-#[cfg(unix)]
-pub use backend::FileMmap;
 pub use backend::{
     ArrayBackend, Backend, BackendError, BackendKind, BackendOptions, BackendSlice, MallocBackend,
     MemfdMmap, PosixMmapBackend, PosixShmMmap,
 };
+#[cfg(unix)]
+pub use backend::{CudaShmMmap, FileMmap, RocmShmMmap};
 pub use context::MemContext;
 pub use error::{AllocError, SegmentError};
 pub use local_alloc::LocalAlloc;

@@ -335,6 +335,8 @@ fn backend_number(backend: BackendKind) -> u32 {
         | BackendKind::Malloc
         | BackendKind::Array
         | BackendKind::Slice
+        | BackendKind::CudaShm
+        | BackendKind::RocmShm
         | _ => 0,
     }
 }

@@ -8,6 +8,7 @@
 //! | [`PosixShmMmap`] | a named shared-memory object | processes that know its name | yes |
 //! | [`MemfdMmap`] | a file without name, sealed | processes that are handed it | yes |
 //! | [`FileMmap`] | any file, or a memory device | processes, virtual machines, hosts | files do |
+//! | [`CudaShmMmap`], [`RocmShmMmap`] | a named shared-memory object that a driver knows | processes and devices | yes |
 //! | [`PosixMmapBackend`] | the kernel's | one process | yes |
 //! | [`MallocBackend`] | the process's `malloc` | one process | no |
 //! | [`ArrayBackend`] | the caller's | one process | no |
@@ -20,6 +21,8 @@ mod apply;
 mod array;
 #[cfg(unix)]
 mod device;
+#[cfg(unix)]
+mod device_shm;
 #[cfg(unix)]
 mod fault;
 #[cfg(unix)]
@@ -59,6 +62,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::array::ArrayBackend;
 #[cfg(unix)]
+pub use self::device_shm::{Cuda, CudaShmMmap, DeviceShmMmap, Rocm, RocmShmMmap, Vendor};
+#[cfg(unix)]
 pub use self::fault::survive_truncation;
 #[cfg(unix)]
 pub use self::file::FileMmap;
@@ -76,6 +81,7 @@ pub(crate) use self::segment_file::read_start;
 pub use self::slice::BackendSlice;
 #[cfg(windows)]
 pub use self::windows::{MemfdMmap, PosixMmapBackend, PosixShmMmap, survive_truncation};
+use crate::gpu::{DeviceMemory, GpuError};
 use crate::options::UnknownName;
 
 /// The boundary, in bytes, at which a backend begins in every process if the place is ours to
@@ -155,6 +161,11 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// [`BackendError::BadSize`] beyond the capacity; [`BackendError::System`] if the kernel
     /// refuses.
     fn grow(&self, bytes: u64) -> Result<(), BackendError>;
+
+    /// The same memory as what devices can be given access to; `None` for a kind that is not for that.
+    fn device(&self) -> Option<&dyn DeviceMemory> {
+        None
+    }
 }
 
 /// Memory without a name, for examples and for this crate's own tests.
@@ -183,6 +194,10 @@ pub enum BackendKind {
     Array,
     /// A part of another backend.
     Slice,
+    /// POSIX shared memory that processes register with NVIDIA's driver.
+    CudaShm,
+    /// POSIX shared memory that processes register with AMD's driver.
+    RocmShm,
 }
 
 #[cfg(unix)]
@@ -192,6 +207,7 @@ impl BackendKind {
     /// # Errors
     /// See [`PosixShmMmap::from_fd`], [`MemfdMmap::from_fd`] and [`FileMmap::from_fd`];
     /// [`BackendError::NotShared`] for the kinds that belong to one process, or to another backend.
+    /// Nothing is registered with a device's driver yet: that is [`DeviceMemory::register`].
     pub fn open_fd(self, fd: OwnedFd, capacity: u64) -> Result<Arc<dyn Backend>, BackendError> {
         Ok(match self {
             Self::PosixShm => Arc::new(PosixShmMmap::from_fd(fd, capacity)?),
@@ -200,6 +216,8 @@ impl BackendKind {
             Self::PosixMmap | Self::Malloc | Self::Array | Self::Slice => {
                 return Err(BackendError::NotShared { kind: self });
             }
+            Self::CudaShm => Arc::new(CudaShmMmap::from_fd(fd, capacity)?),
+            Self::RocmShm => Arc::new(RocmShmMmap::from_fd(fd, capacity)?),
         })
     }
 }
@@ -214,6 +232,8 @@ impl fmt::Display for BackendKind {
             Self::Malloc => "malloc",
             Self::Array => "array",
             Self::Slice => "slice",
+            Self::CudaShm => "cuda-shm",
+            Self::RocmShm => "rocm-shm",
         })
     }
 }
@@ -230,10 +250,12 @@ impl FromStr for BackendKind {
             "malloc" => Ok(Self::Malloc),
             "array" => Ok(Self::Array),
             "slice" => Ok(Self::Slice),
+            "cuda-shm" => Ok(Self::CudaShm),
+            "rocm-shm" => Ok(Self::RocmShm),
             other => Err(UnknownName {
                 what: "backend",
                 found: other.to_owned(),
-                expected: "posix-shm, memfd, file, posix-mmap, malloc, array or slice",
+                expected: "posix-shm, memfd, file, posix-mmap, malloc, array, slice, cuda-shm or rocm-shm",
             }),
         }
     }
@@ -355,6 +377,9 @@ pub enum BackendError {
         /// How many bytes were asked for.
         bytes: u64,
     },
+    /// A device, its driver or a registration was not to be had.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
     /// The kernel said no for another reason.
     #[error("{what}: {source}")]
     System {

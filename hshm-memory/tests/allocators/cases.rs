@@ -7,6 +7,8 @@ use std::ptr::NonNull;
 
 #[cfg(unix)]
 use hshm_memory::FileMmap;
+#[cfg(unix)]
+use hshm_memory::backend::{Cuda, DeviceShmMmap, Rocm, Vendor};
 use hshm_memory::{
     Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendOptions, BackendSlice,
     HeapOptions, InitBackend, InitOptions, MallocAllocator, MallocBackend, MemfdMmap,
@@ -48,6 +50,10 @@ pub(crate) struct BackendCase {
 pub(crate) const NOT_HERE: &[(&str, &str)] = &[
     #[cfg(windows)]
     ("file", "the library has it on systems of the Unix family alone"),
+    #[cfg(windows)]
+    ("cuda-shm", "Linux alone has it"),
+    #[cfg(windows)]
+    ("rocm-shm", "Linux alone has it"),
 ];
 
 pub(crate) const BACKENDS: &[BackendCase] = &[
@@ -59,6 +65,10 @@ pub(crate) const BACKENDS: &[BackendCase] = &[
     BackendCase { name: "malloc", create: || private(MallocBackend::create(SIZE).unwrap()) },
     BackendCase { name: "array", create: array },
     BackendCase { name: "slice", create: || private(slice()) },
+    #[cfg(unix)]
+    BackendCase { name: "cuda-shm", create: device_shm::<Cuda> },
+    #[cfg(unix)]
+    BackendCase { name: "rocm-shm", create: device_shm::<Rocm> },
 ];
 
 fn posix_shm() -> Memory {
@@ -114,6 +124,26 @@ fn array() -> Memory {
 fn slice() -> BackendSlice {
     let whole = Arc::new(MallocBackend::create(2 * SIZE).unwrap());
     BackendSlice::new(whole, SIZE - 12_288..2 * SIZE - 12_288).unwrap()
+}
+
+/// Not registered: no allocator sees the difference.
+#[cfg(unix)]
+fn device_shm<V: Vendor>() -> Memory {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+    let name = format!("hshm-test-allocators-{}.{}.{number}", V::KIND, std::process::id());
+    let backend = DeviceShmMmap::<V>::create(&name, SIZE, 2 * SIZE, 0o600).unwrap();
+    DeviceShmMmap::<V>::unlink(&name).unwrap();
+    let backend = Arc::new(backend);
+    let other = Arc::clone(&backend);
+    Memory {
+        backend,
+        again: Box::new(move || {
+            let file = other.fd().unwrap().try_clone_to_owned().unwrap();
+            Arc::new(DeviceShmMmap::<V>::from_fd(file, 2 * SIZE).unwrap())
+        }),
+        destroy: Box::new(|| ()),
+    }
 }
 
 #[cfg(unix)]

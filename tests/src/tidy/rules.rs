@@ -133,6 +133,8 @@ pub const ATOMICS_EXCEPT: &[(&str, &str)] = &[
     ("hshm-memory/src/allocator/thread_local/tls.rs", "forks of this process, and turns"),
     ("hshm-memory/src/allocator/malloc.rs", "forks of this process, and counters of its own"),
     ("hshm-memory/src/thread_model/argobots.rs", "which library and keys this process has"),
+    ("hshm-memory/src/gpu/library.rs", "which process has a driver"),
+    ("hshm-memory/src/gpu/registration.rs", "which process registered its mapping"),
     ("hshm-memory/src/robust/holder.rs", "whether this process's forks are watched"),
 ];
 
