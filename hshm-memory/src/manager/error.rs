@@ -46,6 +46,12 @@ pub enum ManagerError {
         /// The identity.
         id: AllocatorId,
     },
+    /// The allocator takes its memory elsewhere, so that none of it can be cut off.
+    #[error("allocator {id} has no backend of its own: use one that stands in a backend")]
+    NoBackend {
+        /// The identity.
+        id: AllocatorId,
+    },
     /// There is no default allocator.
     #[error("no default allocator is set: register one and call set_default_allocator")]
     NoDefault,

@@ -6,6 +6,7 @@
 
 mod error;
 mod state;
+mod sub_allocator;
 #[cfg(test)]
 mod tests;
 
@@ -332,6 +333,7 @@ impl MemoryManager {
             match place {
                 Place::Own => {}
                 Place::Backend(backend) => drop(state.backend(backend)?),
+                Place::Block { parent, .. } => drop(state.allocator(parent)?),
             }
             state.allocators.insert(id, entry.clone());
             Ok(())
@@ -342,15 +344,19 @@ impl MemoryManager {
     /// may go on using it.
     ///
     /// # Errors
-    /// [`ManagerError::NoSuchAllocator`].
+    /// [`ManagerError::NoSuchAllocator`]; [`ManagerError::InUse`] if it has sub-allocators.
     pub fn unregister_allocator(&self, id: AllocatorId) -> Result<(), ManagerError> {
+        self.remove_allocator(id).map(drop)
+    }
+
+    fn remove_allocator(&self, id: AllocatorId) -> Result<AllocatorEntry, ManagerError> {
         self.change(|state| {
+            state.unused_allocator(id)?;
             if state.default == Some(id) {
                 state.default = None;
             }
             state.allocators.remove(&id).ok_or(ManagerError::NoSuchAllocator { id })
         })
-        .map(drop)
     }
 
     /// The allocator with the identity `id`.

@@ -8,7 +8,7 @@ use super::error::ManagerError;
 use super::{DestroyBackend, MemoryBackendId};
 use crate::allocator::Allocator;
 use crate::backend::Backend;
-use crate::pointer::AllocatorId;
+use crate::pointer::{AllocatorId, OffsetPointer};
 
 /// A registered backend.
 #[derive(Clone, Debug)]
@@ -45,6 +45,8 @@ pub(super) enum Place {
     Own,
     /// A registered backend.
     Backend(MemoryBackendId),
+    /// A block of another allocator.
+    Block { parent: AllocatorId, offset: OffsetPointer },
 }
 
 #[derive(Clone, Debug)]
@@ -88,6 +90,18 @@ impl State {
             .find(|(_, entry)| matches!(entry.place, Place::Backend(backend) if backend == id));
         match user {
             Some((&by, _)) => Err(ManagerError::InUse { what: format!("backend {id}"), by }),
+            None => Ok(()),
+        }
+    }
+
+    /// An error if another allocator stands in a block of this one.
+    pub(super) fn unused_allocator(&self, id: AllocatorId) -> Result<(), ManagerError> {
+        let user = self
+            .allocators
+            .iter()
+            .find(|(_, entry)| matches!(entry.place, Place::Block { parent, .. } if parent == id));
+        match user {
+            Some((&by, _)) => Err(ManagerError::InUse { what: format!("allocator {id}"), by }),
             None => Ok(()),
         }
     }

@@ -117,3 +117,68 @@ fn threads_that_register_at_once_lose_nothing() {
     let left = (0..200).filter(|&id| manager.backend(MemoryBackendId::new(id)).is_ok()).count();
     assert_eq!(left, 100);
 }
+
+#[test]
+fn an_allocator_stands_in_a_block_of_another_and_on_parts_of_one_backend() {
+    use crate::{BackendSlice, HeapOptions, ScalablePageAllocator};
+
+    let manager = MemoryManager::new();
+    let name = name("parts");
+    let whole = manager.create_backend::<PosixShmMmap>(BACKEND, &name, 32 << 20).unwrap();
+    // Two allocators over disjoint parts of one backend.
+    let part = |range| Arc::new(BackendSlice::new(whole.clone(), range).unwrap());
+    manager.register_backend(MemoryBackendId::new(11), part(0..16 << 20)).unwrap();
+    manager.register_backend(MemoryBackendId::new(12), part(16 << 20..32 << 20)).unwrap();
+    let outer: Arc<ThreadLocalAllocator> =
+        manager.create_allocator(MemoryBackendId::new(11), ID, &InitOptions::default()).unwrap();
+    let other = AllocatorId::new(12, 1);
+    let page: Arc<ScalablePageAllocator> =
+        manager.create_allocator(MemoryBackendId::new(12), other, &HeapOptions::default()).unwrap();
+    // And one inside a block of the first, whose blocks were used before.
+    let dirty = outer.new_slice(MemContext::DEFAULT, 2 << 20, |_| 0xFF_u8).unwrap();
+    // SAFETY: [owned] it was just made.
+    unsafe { outer.delete_slice(MemContext::DEFAULT, dirty) }.unwrap();
+    let inner_id = AllocatorId::new(11, 2);
+    let inner = manager
+        .create_sub_allocator::<ThreadLocalAllocator>(
+            ID,
+            inner_id,
+            4 << 20,
+            &InitOptions { worker_slots: 8, ..InitOptions::default() },
+        )
+        .unwrap();
+    for (heap, id) in
+        [(&*outer as &dyn Allocator, ID), (&*page, other), (&*inner as &dyn Allocator, inner_id)]
+    {
+        let object = heap.new_object(MemContext::DEFAULT, 7_u64).unwrap();
+        assert_eq!(manager.find(object.address.cast()), Some(object.shared));
+        assert_eq!(object.shared.allocator, id);
+    }
+    assert!(matches!(
+        manager.unregister_allocator(ID),
+        Err(ManagerError::InUse { by, .. }) if by == inner_id
+    ));
+    // Whoever is told where it stands attaches to it.
+    let (parent, offset) = manager.place_in_parent(inner_id).unwrap().unwrap();
+    assert_eq!(parent, ID);
+    let second = MemoryManager::new();
+    second.register_allocator(outer.clone()).unwrap();
+    let again = second.attach_sub_allocator::<ThreadLocalAllocator>(ID, offset, 4 << 20).unwrap();
+    assert_eq!(again.allocated_bytes(), inner.allocated_bytes());
+    drop((again, second));
+
+    assert!(inner.check().is_clean() && outer.check().is_clean());
+    let before = outer.allocated_bytes();
+    drop(inner);
+    // SAFETY: nobody uses it.
+    unsafe { manager.destroy_sub_allocator(inner_id) }.unwrap();
+    assert!(outer.allocated_bytes() + (4 << 20) <= before);
+    let taken = manager.create_sub_allocator::<ThreadLocalAllocator>(
+        ID,
+        other,
+        1 << 20,
+        &InitOptions::default(),
+    );
+    assert!(matches!(taken, Err(ManagerError::AllocatorExists { .. })));
+    PosixShmMmap::unlink(&name).unwrap();
+}
