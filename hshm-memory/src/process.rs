@@ -46,6 +46,14 @@ impl ProcessId {
     /// # Errors
     /// On Linux, if `/proc` is not mounted or hides the caller's own entry. On Windows, if the process's
     /// number is beyond 2^24, as it may be where millions of threads live at once.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::ProcessId;
+    ///
+    /// assert_eq!(ProcessId::current()?.pid, std::process::id());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn current() -> io::Result<Self> {
         // Read once: the answer only changes by a fork, which changes the pid.
         static KNOWN: Mutex<Option<ProcessId>> = Mutex::new(None);
@@ -69,6 +77,14 @@ impl ProcessId {
     /// # Errors
     /// `NotFound` if there is none; `PermissionDenied` if the system does not tell this caller;
     /// `InvalidData` if what it tells cannot be understood.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::ProcessId;
+    ///
+    /// assert_eq!(ProcessId::of(std::process::id())?, ProcessId::current()?);
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     pub fn of(pid: u32) -> io::Result<Self> {
         os::identify(pid)
     }
@@ -79,6 +95,17 @@ impl ProcessId {
     /// before others shows as a zombie too, and lives as long as they do. Where `/proc` cannot be read for
     /// another reason than the process's absence, the process counts as alive, because taking
     /// memory from the living is the worse mistake.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::ProcessId;
+    ///
+    /// let me = ProcessId::current()?;
+    /// assert!(me.is_alive());
+    /// // A later process with the same number would have started at another time.
+    /// assert!(!ProcessId { start_ticks: me.start_ticks + 1, ..me }.is_alive());
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     #[must_use]
     pub fn is_alive(self) -> bool {
         os::is_alive(self)

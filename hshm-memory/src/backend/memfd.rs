@@ -25,6 +25,17 @@ impl MemfdMmap {
     ///
     /// # Errors
     /// [`BackendError::BadName`], [`BackendError::BadSize`], or what the kernel refuses.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Backend, MemfdMmap};
+    ///
+    /// let memory = MemfdMmap::create("example", 1 << 20, 64 << 20)?;
+    /// assert_eq!((memory.committed_bytes(), memory.capacity_bytes()), (1 << 20, 64 << 20));
+    /// memory.grow(2 << 20)?;
+    /// assert_eq!(memory.committed_bytes(), 2 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create(label: &str, size: u64, capacity: u64) -> Result<Self, BackendError> {
         Self::create_with(label, size, capacity, &BackendOptions::default())
     }
@@ -64,6 +75,18 @@ impl MemfdMmap {
     /// # Errors
     /// [`BackendError::NotSharedMemory`] if it is not sealed against shrinking, or what the kernel
     /// refuses.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Backend, MemfdMmap};
+    ///
+    /// let memory = MemfdMmap::create("example", 1 << 20, 64 << 20)?;
+    /// let file = memory.fd().ok_or("no file")?.try_clone_to_owned()?;
+    /// // Usually in another process, which was handed the file:
+    /// let again = MemfdMmap::from_fd(file, 64 << 20)?;
+    /// assert_ne!(again.base(), memory.base());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn from_fd(file: OwnedFd, capacity: u64) -> Result<Self, BackendError> {
         Self::from_fd_with(file, capacity, &BackendOptions::default())
     }

@@ -33,6 +33,18 @@ impl PosixShmMmap {
     /// # Errors
     /// [`BackendError::BadName`], [`BackendError::BadSize`], [`BackendError::Exists`], or what the
     /// kernel refuses. Nothing is left behind then.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Backend, PosixShmMmap};
+    ///
+    /// let name = format!("create-backend-example.{}", std::process::id());
+    /// let memory = PosixShmMmap::create(&name, 1 << 20, 64 << 20, 0o600)?;
+    /// assert!(PosixShmMmap::create(&name, 1 << 20, 64 << 20, 0o600).is_err());
+    /// PosixShmMmap::unlink(&name)?;
+    /// assert_eq!(memory.committed_bytes(), 1 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn create(name: &str, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
         Self::create_with(name, size, capacity, mode, &BackendOptions::default())
     }
@@ -76,6 +88,19 @@ impl PosixShmMmap {
     /// # Errors
     /// [`BackendError::BadName`], [`BackendError::NotFound`], [`BackendError::Permission`], or what
     /// else the kernel refuses.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::PosixShmMmap;
+    ///
+    /// let name = format!("open-example.{}", std::process::id());
+    /// assert!(PosixShmMmap::open(&name).is_err());
+    /// let memory = PosixShmMmap::create(&name, 1 << 20, 64 << 20, 0o600)?;
+    /// let again = PosixShmMmap::from_fd(PosixShmMmap::open(&name)?, 64 << 20)?;
+    /// PosixShmMmap::unlink(&name)?;
+    /// # drop((memory, again));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open(name: &str) -> Result<OwnedFd, BackendError> {
         validate_name(name)?;
         let flags = OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW;
@@ -111,6 +136,17 @@ impl PosixShmMmap {
     /// # Errors
     /// [`BackendError::BadName`], [`BackendError::NotFound`], [`BackendError::Permission`], or what
     /// else the kernel refuses.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::PosixShmMmap;
+    ///
+    /// let name = format!("unlink-example.{}", std::process::id());
+    /// PosixShmMmap::create(&name, 1 << 20, 1 << 20, 0o600)?;
+    /// PosixShmMmap::unlink(&name)?;
+    /// assert!(PosixShmMmap::unlink(&name).is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn unlink(name: &str) -> Result<(), BackendError> {
         validate_name(name)?;
         shm_unlink(name).map_err(|errno| open_error(name, errno))

@@ -173,6 +173,18 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::BackendExists`] if the number is taken, and as [`InitBackend::shm_init`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Backend, MemoryBackendId, MemoryManager, PosixShmMmap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let name = format!("create-example.{}", std::process::id());
+    /// let backend = manager.create_backend::<PosixShmMmap>(MemoryBackendId::new(0), &name, 1 << 20)?;
+    /// assert!(backend.committed_bytes() >= 1 << 20);
+    /// manager.destroy_backend(MemoryBackendId::new(0))?;
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn create_backend<B: InitBackend>(
         &self,
         id: MemoryBackendId,
@@ -193,6 +205,21 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::BackendExists`] if the number is taken, and as [`InitBackend::shm_attach`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryBackendId, MemoryManager, PosixShmMmap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let name = format!("attach-backend-example.{}", std::process::id());
+    /// let (made, attached) = (MemoryBackendId::new(0), MemoryBackendId::new(1));
+    /// manager.create_backend::<PosixShmMmap>(made, &name, 1 << 20)?;
+    /// // Usually in another process:
+    /// manager.attach_backend::<PosixShmMmap>(attached, &name)?;
+    /// manager.detach_backend(attached)?;
+    /// manager.destroy_backend(made)?;
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn attach_backend<B: InitBackend>(
         &self,
         id: MemoryBackendId,
@@ -208,6 +235,17 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::BackendExists`] if the number is taken.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MallocBackend, MemoryBackendId, MemoryManager};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let memory = std::sync::Arc::new(MallocBackend::create(1 << 20)?);
+    /// manager.register_backend(MemoryBackendId::new(0), memory.clone())?;
+    /// assert!(manager.register_backend(MemoryBackendId::new(0), memory).is_err());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn register_backend(
         &self,
         id: MemoryBackendId,
@@ -244,6 +282,18 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchBackend`]; [`ManagerError::InUse`] if an allocator stands on it.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MallocBackend, MemoryBackendId, MemoryManager};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let memory = std::sync::Arc::new(MallocBackend::create(1 << 20)?);
+    /// manager.register_backend(MemoryBackendId::new(0), memory)?;
+    /// manager.detach_backend(MemoryBackendId::new(0))?;
+    /// assert!(manager.backend(MemoryBackendId::new(0)).is_err());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn detach_backend(&self, id: MemoryBackendId) -> Result<(), ManagerError> {
         self.remove_backend(id).map(drop)
     }
@@ -254,6 +304,18 @@ impl MemoryManager {
     /// # Errors
     /// As [`MemoryManager::detach_backend`] and [`InitBackend::shm_destroy`]; it is forgotten in the
     /// latter case.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryBackendId, MemoryManager, PosixShmMmap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let name = format!("destroy-example.{}", std::process::id());
+    /// manager.create_backend::<PosixShmMmap>(MemoryBackendId::new(0), &name, 1 << 20)?;
+    /// manager.destroy_backend(MemoryBackendId::new(0))?;
+    /// assert!(manager.attach_backend::<PosixShmMmap>(MemoryBackendId::new(0), &name).is_err());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn destroy_backend(&self, id: MemoryBackendId) -> Result<(), ManagerError> {
         let entry = self.remove_backend(id)?;
         match entry.named {
@@ -273,6 +335,17 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchBackend`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MallocBackend, MemoryBackendId, MemoryManager};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let memory = std::sync::Arc::new(MallocBackend::create(1 << 20)?);
+    /// manager.register_backend(MemoryBackendId::new(7), memory)?;
+    /// assert_eq!(manager.backend(MemoryBackendId::new(7))?.capacity_bytes(), 1 << 20);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn backend(&self, id: MemoryBackendId) -> Result<Arc<dyn Backend>, ManagerError> {
         self.read(|state| Ok(Arc::clone(&state.backend(id)?.backend)))
     }
@@ -285,6 +358,19 @@ impl MemoryManager {
     /// # Errors
     /// [`ManagerError::AllocatorExists`], [`ManagerError::NoSuchBackend`], and as
     /// [`ShmAllocator::shm_init`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{AllocatorId, HeapOptions, MallocBackend, MemoryBackendId, MemoryManager, ScalablePageAllocator};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let memory = std::sync::Arc::new(MallocBackend::create(1 << 20)?);
+    /// let (backend, id) = (MemoryBackendId::new(0), AllocatorId::new(0, 1));
+    /// manager.register_backend(backend, memory)?;
+    /// manager.create_allocator::<ScalablePageAllocator>(backend, id, &HeapOptions::default())?;
+    /// assert_eq!(manager.allocator(id)?.id(), id);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn create_allocator<A: ShmAllocator + 'static>(
         &self,
         backend_id: MemoryBackendId,
@@ -303,6 +389,23 @@ impl MemoryManager {
     /// # Errors
     /// [`ManagerError::AllocatorExists`], [`ManagerError::NoSuchBackend`], and as
     /// [`ShmAllocator::shm_deserialize`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{AllocatorId, HeapOptions, MallocBackend, MemoryBackendId, MemoryManager, StackAllocator};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let memory = std::sync::Arc::new(MallocBackend::create(1 << 20)?);
+    /// let (backend, id) = (MemoryBackendId::new(0), AllocatorId::new(0, 1));
+    /// manager.register_backend(backend, memory)?;
+    /// manager.create_allocator::<StackAllocator>(backend, id, &HeapOptions::default())?;
+    /// manager.unregister_allocator(id)?;
+    /// // It still stands in the backend.
+    /// let arena = manager.attach_allocator::<StackAllocator>(backend)?;
+    /// assert_eq!(manager.allocator(id)?.kind(), hshm_memory::AllocatorKind::Stack);
+    /// # drop(arena);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn attach_allocator<A: ShmAllocator + 'static>(
         &self,
         backend_id: MemoryBackendId,
@@ -316,6 +419,17 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::AllocatorExists`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Allocator, MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// assert!(manager.allocator(Allocator::id(&*heap)).is_ok());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn register_allocator(&self, allocator: Arc<dyn Allocator>) -> Result<(), ManagerError> {
         self.insert_allocator(allocator, Place::Own)
     }
@@ -345,6 +459,18 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`]; [`ManagerError::InUse`] if it has sub-allocators.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// manager.unregister_allocator(heap.id())?;
+    /// assert!(manager.allocator(heap.id()).is_err());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn unregister_allocator(&self, id: AllocatorId) -> Result<(), ManagerError> {
         self.remove_allocator(id).map(drop)
     }
@@ -363,11 +489,34 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemContext, MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// let found = manager.allocator(heap.id())?;
+    /// found.allocate_offset(MemContext::DEFAULT, 100)?;
+    /// assert_eq!(heap.report().allocated_blocks, 1);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn allocator(&self, id: AllocatorId) -> Result<Arc<dyn Allocator>, ManagerError> {
         self.read(|state| Ok(Arc::clone(&state.allocator(id)?.allocator)))
     }
 
     /// All allocators registered, by ascending identity.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// manager.register_allocator(std::sync::Arc::new(doc_heap()))?;
+    /// assert_eq!(manager.allocators().len(), 1);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     #[must_use]
     pub fn allocators(&self) -> Vec<Arc<dyn Allocator>> {
         self.read(|state| {
@@ -379,6 +528,18 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// assert!(manager.set_default_allocator(heap.id()).is_err());
+    /// manager.register_allocator(heap.clone())?;
+    /// manager.set_default_allocator(heap.id())?;
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn set_default_allocator(&self, id: AllocatorId) -> Result<(), ManagerError> {
         self.change(|state| {
             state.allocator(id)?;
@@ -391,6 +552,19 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoDefault`] if none was set, or it was unregistered.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemoryManager, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// assert!(manager.default_allocator().is_err());
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// manager.set_default_allocator(heap.id())?;
+    /// assert_eq!(manager.default_allocator()?.id(), heap.id());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn default_allocator(&self) -> Result<Arc<dyn Allocator>, ManagerError> {
         self.read(|state| {
             let id = state.default.ok_or(ManagerError::NoDefault)?;
@@ -405,6 +579,18 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`], and as [`Allocator::resolve`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemContext, MemoryManager, TypedAllocator, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// let object = heap.new_object(MemContext::DEFAULT, 7_u64)?;
+    /// assert_eq!(manager.resolve(object.shared, 8)?, object.address.cast());
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn resolve(&self, pointer: Pointer, len: usize) -> Result<NonNull<u8>, ManagerError> {
         self.read(|state| {
             let entry = state.allocator(pointer.allocator)?;
@@ -416,6 +602,20 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`], and as [`TypedAllocator::full_ptr`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemContext, MemoryManager, TypedAllocator, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// let object = heap.new_object(MemContext::DEFAULT, 7_u64)?;
+    /// let found = manager.full_ptr::<u64>(object.shared)?;
+    /// // SAFETY: the object was just made, and nobody writes it.
+    /// assert_eq!(unsafe { found.address.as_ref() }, &7);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn full_ptr<T>(&self, pointer: Pointer) -> Result<FullPtr<T>, ManagerError> {
         self.read(|state| {
             Ok(state.allocator(pointer.allocator)?.allocator.full_ptr::<T>(pointer)?)
@@ -424,6 +624,18 @@ impl MemoryManager {
 
     /// Which allocator holds this address, and where: the innermost, if one stands in a block of
     /// another.
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{MemContext, MemoryManager, TypedAllocator, doc_heap};
+    ///
+    /// let manager = MemoryManager::new();
+    /// let heap = std::sync::Arc::new(doc_heap());
+    /// manager.register_allocator(heap.clone())?;
+    /// let object = heap.new_object(MemContext::DEFAULT, 7_u64)?;
+    /// assert_eq!(manager.find(object.address.cast()), Some(object.shared));
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     #[must_use]
     pub fn find(&self, address: NonNull<u8>) -> Option<Pointer> {
         self.read(|state| {

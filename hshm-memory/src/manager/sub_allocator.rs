@@ -79,6 +79,24 @@ impl MemoryManager {
     ///
     /// # Errors
     /// As [`MemoryManager::create_sub_allocator`], and [`ShmAllocator::shm_deserialize`].
+    ///
+    /// # Examples
+    /// ```
+    /// use std::sync::Arc;
+    /// use hshm_memory::{AllocatorId, HeapOptions, MemoryManager, StackAllocator, doc_heap};
+    ///
+    /// let (manager, heap, id) = (MemoryManager::new(), Arc::new(doc_heap()), AllocatorId::new(0, 2));
+    /// manager.register_allocator(heap.clone())?;
+    /// let options = HeapOptions::default();
+    /// manager.create_sub_allocator::<StackAllocator>(heap.id(), id, 1 << 20, &options)?;
+    /// let (parent, offset) = manager.place_in_parent(id)?.ok_or(hshm_memory::ManagerError::NoDefault)?;
+    /// // Usually in another process:
+    /// let other = MemoryManager::new();
+    /// other.register_allocator(heap.clone())?;
+    /// other.attach_sub_allocator::<StackAllocator>(parent, offset, 1 << 20)?;
+    /// assert_eq!(other.allocator(id)?.id(), id);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn attach_sub_allocator<A: ShmAllocator + 'static>(
         &self,
         parent: AllocatorId,
@@ -99,6 +117,20 @@ impl MemoryManager {
     ///
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`].
+    ///
+    /// # Examples
+    /// ```
+    /// use std::sync::Arc;
+    /// use hshm_memory::{AllocatorId, HeapOptions, MemoryManager, StackAllocator, doc_heap};
+    ///
+    /// let (manager, heap, id) = (MemoryManager::new(), Arc::new(doc_heap()), AllocatorId::new(0, 2));
+    /// manager.register_allocator(heap.clone())?;
+    /// let options = HeapOptions::default();
+    /// manager.create_sub_allocator::<StackAllocator>(heap.id(), id, 1 << 20, &options)?;
+    /// assert_eq!(manager.place_in_parent(id)?.map(|(parent, _)| parent), Some(heap.id()));
+    /// assert_eq!(manager.place_in_parent(heap.id())?, None);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub fn place_in_parent(
         &self,
         id: AllocatorId,
@@ -119,6 +151,21 @@ impl MemoryManager {
     /// # Errors
     /// [`ManagerError::NoSuchAllocator`]; [`ManagerError::InUse`] if another stands in a block of it;
     /// [`ManagerError::Alloc`] if the parent refuses the memory.
+    ///
+    /// # Examples
+    /// ```
+    /// use std::sync::Arc;
+    /// use hshm_memory::{AllocatorId, HeapOptions, MemoryManager, StackAllocator, doc_heap};
+    ///
+    /// let (manager, heap, id) = (MemoryManager::new(), Arc::new(doc_heap()), AllocatorId::new(0, 2));
+    /// manager.register_allocator(heap.clone())?;
+    /// let options = HeapOptions::default();
+    /// manager.create_sub_allocator::<StackAllocator>(heap.id(), id, 1 << 20, &options)?;
+    /// // SAFETY: nobody uses the arena or a block of it.
+    /// unsafe { manager.destroy_sub_allocator(id)? };
+    /// assert_eq!(heap.report().allocated_bytes, 0);
+    /// # Ok::<(), hshm_memory::ManagerError>(())
+    /// ```
     pub unsafe fn destroy_sub_allocator(&self, id: AllocatorId) -> Result<(), ManagerError> {
         let place = self.place_in_parent(id)?;
         drop(self.remove_allocator(id)?);
