@@ -12,7 +12,8 @@ pub enum OnExit {
     /// They stay allocated: others may hold their offsets. The pages pass to whoever needs them.
     #[default]
     Keep,
-    /// They are freed with the process.
+    /// They are freed with the process, also those that cells name or others know the offsets of: who
+    /// shares blocks wants the other.
     Reclaim,
 }
 

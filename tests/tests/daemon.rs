@@ -152,6 +152,48 @@ fn workers_go_on_while_the_daemon_is_dead_and_after_its_restart() {
     daemon.stop();
 }
 
+/// A client that does not see its own pid as the daemon does.
+#[test]
+fn a_client_in_another_pid_namespace_is_recovered_when_it_dies() {
+    let apart = || {
+        let mut command = Command::new("unshare");
+        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+        command
+    };
+    if !apart().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: this user may not make a pid namespace");
+        return;
+    }
+    let mut daemon = Daemon::start();
+    let client = daemon.connect().unwrap();
+    let options = CreateOptions {
+        custom_header_bytes: 2 * RING_BYTES + 16,
+        ..CreateOptions::new("apart", 16 << 20)
+    };
+    client.create(&options).unwrap();
+    let segment = client.attach("apart").unwrap();
+    for round in 1..=3 {
+        let mut command = apart();
+        command.args([WORKER, "exchange-as-client", "apart"]).arg(daemon.socket()).arg("0");
+        let mut worker = Worker::start(command.stdin(Stdio::null()));
+        worker.expect("at work");
+        let holders = || segment.holders();
+        wait_until("it holds a slot", || !holders().is_empty());
+        // It is held by the name that this namespace knows the process by, which lives.
+        let holder = holders()[0];
+        assert!(holder.pid > 1 && holder.is_alive(), "{holder:?}");
+        // Nobody takes it for dead meanwhile.
+        assert_eq!(segment.recover_dead().slots, 0);
+        worker.kill();
+        wait_until("its slot is recovered", || client.status().unwrap().recovered_slots == round);
+        assert!(holders().is_empty());
+        assert!(client.check("apart").unwrap().is_clean());
+    }
+    drop(segment);
+    client.destroy("apart", false).unwrap();
+    daemon.stop();
+}
+
 #[test]
 fn a_daemon_killed_again_and_again_loses_no_segment() {
     let mut daemon = Daemon::start();

@@ -2,6 +2,8 @@
 
 use hshm_proto::{CreateSegment, ErrorCode, RequestBody, SessionState};
 
+use nix::sys::signal::{Signal, kill};
+
 use crate::harness::{Site, wait_until};
 use crate::wire::Client;
 use crate::worker::{Role, Worker};
@@ -83,6 +85,32 @@ fn a_client_that_closed_its_connection_keeps_its_slots_until_it_dies() {
     wait_until("its slot is recovered", || client.status().recovered_slots == 1);
     assert_eq!(slots_in_use(&mut client, "a"), 0);
     client.destroy("a", false).unwrap();
+}
+
+#[test]
+fn a_client_that_hangs_keeps_what_it_has_and_hinders_nobody() {
+    let site = Site::new();
+    let config = site.write_config("sweep_interval_ms = 10\n");
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    let hanging = Worker::start(&site.socket(), "a", Role::Busy, None);
+    let stopped = nix::unistd::Pid::from_raw(hanging.pid().cast_signed());
+    kill(stopped, Signal::SIGSTOP).unwrap();
+    // Others come, work and die, and the daemon looks for the dead many times.
+    for round in 1..=5 {
+        Worker::start(&site.socket(), "a", Role::Busy, None).kill();
+        wait_until("the other is recovered", || client.status().recovered_slots == round);
+    }
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    assert_eq!((slots_in_use(&mut client, "a"), holders(&mut client, "a")), (1, 1));
+    client.refused(RequestBody::Destroy { name: "a".into(), force: false }, ErrorCode::InUse);
+    client.refused(RequestBody::Repair { name: "a".into() }, ErrorCode::InUse);
+    kill(stopped, Signal::SIGCONT).unwrap();
+    assert!(hanging.finish().starts_with("did "), "it goes on as if nothing had been");
+    wait_until("its slot is free", || slots_in_use(&mut client, "a") == 0);
+    check_is_clean(&mut client, "a");
+    assert_eq!(client.status().recovered_slots, 5);
 }
 
 #[test]

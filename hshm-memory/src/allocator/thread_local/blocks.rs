@@ -187,6 +187,7 @@ impl ThreadLocalAllocator {
     ///
     /// # Safety
     /// If the cell names a block, it is one of this allocator that nobody uses any more.
+    /// Under [`OnExit::Reclaim`](crate::OnExit::Reclaim), its owner is a process that has not been recovered since.
     ///
     /// # Errors
     /// [`AllocError::BadCell`]; [`AllocError::NotAllocated`] if what the cell holds is no block's
