@@ -1,11 +1,13 @@
 //! Where memory ends: the segment's, and the machine's.
 
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use hshm_memory::{
     AllocError, BackendError, InitOptions, OffsetPointer, PosixShmMmap, SegmentError,
 };
-use hshm_tests::process::Worker;
+use hshm_tests::process::{Worker, wait_until};
 use hshm_tests::random::Random;
 use hshm_tests::segment::{Kind, TempName, TestSegment, VARIANTS};
 
@@ -142,4 +144,61 @@ fn a_full_dev_shm_is_an_error_value_and_no_signal() {
     let mut command = Command::new("unshare");
     command.args([flags, "sh", "-c", script, crate::WORKER, name.as_str()]);
     Worker::start(&mut command).finish();
+}
+
+/// A control group whose processes may have so much memory, if this user may make one.
+struct ControlGroup(PathBuf);
+
+impl ControlGroup {
+    fn new(bytes: u64) -> Option<Self> {
+        let name = format!("hshm-test-{}", std::process::id());
+        // Of the first version, and of the second.
+        let places = [("memory/", "memory.limit_in_bytes"), ("", "memory.max")];
+        places.iter().find_map(|(controller, limit)| {
+            let path = PathBuf::from(format!("/sys/fs/cgroup/{controller}{name}"));
+            std::fs::create_dir(&path).ok()?;
+            let group = Self(path);
+            let is_group = group.0.join("cgroup.procs").exists() && group.0.join(limit).exists();
+            let is_set = is_group && std::fs::write(group.0.join(limit), bytes.to_string()).is_ok();
+            is_set.then_some(group)
+        })
+    }
+}
+
+impl Drop for ControlGroup {
+    fn drop(&mut self) {
+        // Busy until the last process is gone entirely.
+        wait_until("the control group is empty", || {
+            std::fs::remove_dir(&self.0).is_ok() || !self.0.exists()
+        });
+    }
+}
+
+#[test]
+fn the_limit_of_a_control_group_is_an_error_value_or_a_death_that_loses_nothing() {
+    let Some(group) = ControlGroup::new(64 << 20) else {
+        eprintln!("skipped: this user may not limit the memory of processes");
+        return;
+    };
+    let segment = TestSegment::new(Kind::Memfd, 512 << 20, Default::default());
+    let block = segment.heap.allocate(100).unwrap();
+    let worker = segment.command(crate::WORKER, "limited");
+    let mut command = Command::new("sh");
+    command.args(["-c", "echo $$ > \"$0\"/cgroup.procs && exec \"$@\""]).arg(&group.0);
+    command.arg(worker.get_program()).args(worker.get_args()).stdin(segment.fd());
+    let status = command.status().unwrap();
+    // Some kernels end a process that asks for more, rather than to refuse it. That is a death like
+    // any other; SIGBUS would be ours.
+    assert!(status.success() || status.signal() == Some(9), "{status}");
+    let recovered = segment.heap.recover_dead().slots;
+    assert_eq!(recovered, u32::from(!status.success()));
+    segment.assert_sound();
+    // Who is not in the group has all the rest.
+    let more = fill_up(&segment, 1 << 20);
+    assert!(more.len() > 300, "{} blocks", more.len());
+    for block in more.into_iter().chain([block]) {
+        // SAFETY: the block is ours.
+        unsafe { segment.heap.free(block) }.unwrap();
+    }
+    segment.assert_sound();
 }

@@ -69,3 +69,19 @@ pub(crate) fn run(name: &str) {
     drop(heap);
     PosixShmMmap::unlink(name).expect("it stands there");
 }
+
+/// Takes all the memory that this process may have, and goes on with what it has.
+pub(crate) fn limited(heap: &ThreadLocalAllocator) {
+    let blocks = fill_up(heap, BLOCK);
+    assert!(blocks.len() > 20, "only {} blocks", blocks.len());
+    for _ in 0..1000 {
+        // SAFETY: the block is ours.
+        unsafe { heap.free(blocks[0]) }.expect("the block is allocated");
+        let block = heap.allocate(BLOCK).expect("there is memory behind what was just freed");
+        assert_eq!(block, blocks[0], "it is used again");
+        // SAFETY: the block is ours.
+        unsafe { stamp::fill(heap, block, BLOCK, block.offset_bytes()) };
+    }
+    assert!(heap.check().is_clean());
+    free_all(heap, blocks, BLOCK);
+}

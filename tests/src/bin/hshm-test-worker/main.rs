@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         ["fork", name] => fork::two_slots(&attach_as_told(name)),
         ["fork-while-threads-allocate", name] => fork::while_threads(&attach_as_told(name)),
         ["full", name] => full::run(name),
+        ["limited", name] => full::limited(&attach_as_told(name)),
         ["exchange-as-client", name, socket, side] => {
             exchange_as_client(name, socket, number(side))
         }
