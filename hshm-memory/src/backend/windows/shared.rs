@@ -68,6 +68,15 @@ impl PosixShmMmap {
     pub fn from_handle(section: OwnedHandle) -> Result<Self, BackendError> {
         Ok(Self { section: Section::from_handle(section)? })
     }
+
+    /// Does nothing but look at the name: on Windows it goes with the last process that has the
+    /// section.
+    ///
+    /// # Errors
+    /// [`BackendError::BadName`].
+    pub fn unlink(name: &str) -> Result<(), BackendError> {
+        validate_name(name)
+    }
 }
 
 impl AsHandle for PosixShmMmap {
@@ -123,9 +132,8 @@ impl InitBackend for PosixShmMmap {
         Self::open(name)
     }
 
-    /// Does nothing: the name goes with the last process that has the section.
     fn shm_destroy(name: &str) -> Result<(), BackendError> {
-        validate_name(name)
+        Self::unlink(name)
     }
 }
 
