@@ -394,6 +394,7 @@ impl AllocatorKind {
     }
 
     /// The version of the segments that this library writes and reads.
+    #[cfg(unix)]
     const fn layout_version(self) -> u32 {
         match self {
             Self::ThreadLocal => thread_local::LAYOUT_VERSION,
