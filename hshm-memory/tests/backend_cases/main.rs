@@ -1,5 +1,6 @@
 //! What each backend does beyond what all do: its options, its files, its parts, and what it refuses.
 
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod files;
