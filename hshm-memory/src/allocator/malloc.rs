@@ -274,6 +274,9 @@ unsafe impl Allocator for MallocAllocator {
         let new = unsafe { System.realloc(old, layout, new_layout.size()) };
         if new.is_null() {
             blocks().insert(self.inner.key, address, layout);
+            if new_layout.size() <= layout.size() {
+                return Ok(pointer);
+            }
             let bytes = new_layout.size() as u64;
             return Err(AllocError::OutOfMemory { bytes, committed_bytes: self.allocated_bytes() });
         }

@@ -136,7 +136,8 @@ pub unsafe trait Allocator: Send + Sync + fmt::Debug {
 
     /// Makes the block at `pointer`, which is not null, `bytes` long, where it stands if possible,
     /// and returns where it is then, aligned to 16. Its contents are kept, up to the smaller of
-    /// both sizes. On an error the block stays as it was.
+    /// both sizes. On an error the block stays as it was. A block that is to be smaller stays where
+    /// there is no room to move it, perhaps longer than asked for: that is no error.
     ///
     /// # Safety
     /// As [`Allocator::free_offset_no_null_check`]; the old offset is not used any more if another

@@ -27,6 +27,7 @@ pub(crate) const PROPERTIES: &[Property] = &[
     Property { name: "addresses and offsets", holds: addresses },
     Property { name: "contexts", holds: contexts },
     Property { name: "full memory recovers", holds: full },
+    Property { name: "blocks of full memory shrink", holds: full_shrinks },
     Property { name: "attached again", holds: attached_again },
     Property { name: "strangers are refused", holds: strangers },
     Property { name: "too large a block", holds: wrong::too_large },
@@ -320,6 +321,37 @@ fn full(allocator: &AllocatorCase, backend: &BackendCase) -> Verdict {
             assert_empty(heap);
         }
         assert!(counts[1] * 100 >= counts[0] * 99, "{counts:?} blocks of {bytes} bytes");
+    }
+    Ok(())
+}
+
+/// Takes all memory, in blocks of `bytes` as long as there is room for one.
+fn fill_up(heap: &dyn Allocator, bytes: usize) -> Vec<OffsetPointer> {
+    std::iter::from_fn(|| heap.allocate_offset(CTX, bytes).ok()).collect()
+}
+
+fn full_shrinks(allocator: &AllocatorCase, backend: &BackendCase) -> Verdict {
+    if !allocator.is_shared {
+        return Err("its memory is the machine's");
+    }
+    let World { heap, .. } = &World::new(allocator, backend);
+    let heap = &**heap;
+    for (bytes, smaller) in [(300_000, 100), (300_000, 70_000), (30_000, 1), (3000, 20)] {
+        let mut blocks = fill_up(heap, bytes);
+        // Nothing smaller can be had either.
+        let rest = fill_up(heap, smaller);
+        for &block in &blocks {
+            fill(heap, block, smaller, 5);
+        }
+        for block in &mut blocks {
+            let resized = resize(heap, CTX, *block, smaller);
+            *block = resized.unwrap_or_else(|error| panic!("{bytes} to {smaller}: {error}"));
+            assert!(is_filled(heap, *block, smaller, 5), "{bytes} bytes, made {smaller}");
+        }
+        for &block in rest.iter().chain(&blocks).rev() {
+            free(heap, block);
+        }
+        assert_empty(heap);
     }
     Ok(())
 }

@@ -398,6 +398,22 @@ pub const OPERATIONS: &[Operation] = &[
         |w| resize_first(w, LARGE / 2),
         SHRINKS_BY_TWO,
     ),
+    keep(
+        "shrink a large block in a full segment",
+        |w| {
+            w.hold(1, LARGE);
+            while w.heap.report().units_free > 0 {
+                w.hold(8, 8 * SMALL);
+            }
+        },
+        |w| resize_first(w, SMALL),
+        &[
+            outcome(0, false, 0),
+            outcome(-UNIT, false, 0),
+            outcome(-2 * UNIT, false, 0),
+            outcome(-3 * UNIT, false, 0),
+        ],
+    ),
     keep("grow another's large block", nothing, |w| resize_first(w, 2 * LARGE), GROWS_BY_FOUR)
         .after(|w| w.hold(1, LARGE)),
     keep(

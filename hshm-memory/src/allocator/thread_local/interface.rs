@@ -65,7 +65,15 @@ unsafe impl Allocator for ThreadLocalAllocator {
             return Ok(pointer);
         }
         let kept = usize::try_from(old_bytes).unwrap_or(usize::MAX).min(bytes);
-        let new = self.allocate_offset(context, bytes)?;
+        let new = match self.allocate_offset(context, bytes) {
+            Ok(new) => new,
+            // Where there is no room for a smaller block, it stays where it is.
+            Err(_) if bytes as u64 <= old_bytes => {
+                self.with_context(context, |heap| heap.cut(offset, bytes))?;
+                return Ok(pointer);
+            }
+            Err(error) => return Err(error),
+        };
         let (from, to) = (self.resolve(pointer, kept)?, self.resolve(new, kept)?);
         // SAFETY: [mapped] both ranges were resolved; [owned] both blocks are the caller's. Where
         // somebody scribbled on the segment they may overlap, which this allows.

@@ -403,6 +403,18 @@ impl Heap {
         }
     }
 
+    /// Frees what the block at `offset`, which has `bytes` at least and stays where it is, can do
+    /// without: whole units of a run, but for the first.
+    pub(super) fn cut(&self, offset: u64, bytes: usize) -> Result<(), AllocError> {
+        if let Block::Run { head, tag } = self.locate(offset)? {
+            let run = units::run_of(&self.view, head);
+            let units = u32::try_from((bytes.max(1) as u64).div_ceil(UNIT_BYTES));
+            let end = run.start.saturating_add(units.unwrap_or(u32::MAX)).min(run.end);
+            self.shrink_run(head, tag, end..run.end);
+        }
+        Ok(())
+    }
+
     /// Frees the last units of a run. The run's length is where its bodies end, whatever its head
     /// says, so that a death between any two steps leaves a shorter run and claimed units.
     fn shrink_run(&self, head: u32, tag: Tag, tail: std::ops::Range<u32>) {

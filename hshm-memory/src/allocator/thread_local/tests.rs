@@ -285,6 +285,22 @@ fn a_large_block_grows_and_shrinks_where_it_stands() {
 }
 
 #[test]
+fn a_large_block_of_a_full_segment_becomes_small_where_it_stands() {
+    let heap = heap(8 << 20, InitOptions::default());
+    let block = heap.allocate(256 << 10).unwrap();
+    let rest: Vec<_> = std::iter::from_fn(|| heap.allocate(8 << 10).ok()).collect();
+    // SAFETY: the block is ours.
+    assert_eq!(unsafe { heap.reallocate(block, 100) }.unwrap(), block);
+    // What it does not need any more serves others.
+    assert_eq!(heap.usable_bytes(block).unwrap(), 64 << 10);
+    let more: Vec<_> = std::iter::from_fn(|| heap.allocate(8 << 10).ok()).collect();
+    assert_eq!(more.len(), 24);
+    assert!(heap.check().is_clean());
+    rest.into_iter().chain(more).chain([block]).for_each(|block| free(&heap, block));
+    assert_empty(&heap);
+}
+
+#[test]
 fn a_segment_grows_while_others_use_it() {
     let heap = heap(4 << 20, InitOptions { worker_slots: 8, ..InitOptions::default() });
     let mut blocks = Vec::new();
