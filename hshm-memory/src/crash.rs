@@ -29,6 +29,9 @@ points! {
     "units.run_unbound", "claimed units of a run that was being freed", "each unit is freed";
     "units.page_half_published", "bodies of a page that has no head yet", "bodies and head are freed";
     "units.page_unbound", "claimed units of a page that was being freed", "each unit is freed";
+    "run.cut", "a run that is shorter than it says, and claimed units behind it", "the units are freed";
+    "run.neighbours_claimed", "claimed units behind a run", "the units are freed";
+    "run.extended", "a run that is shorter than it says, and claimed units behind it", "the units are freed";
     "page.initialised", "a claimed unit with a page's descriptor", "the unit is freed";
     "page.carved", "a list that reaches beyond the carved blocks", "the carved count is raised to the list's end";
     "page.loaded_free", "one list in a bin and in its page's saved list", "the saved list is dropped";

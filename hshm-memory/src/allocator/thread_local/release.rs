@@ -421,6 +421,7 @@ impl Heap {
         debug_assert_eq!(tag.kind(), Kind::Large);
         for unit in tail.clone().rev() {
             self.view.tag_word(unit).store(Tag::claimed(self.id).0, Ordering::Release);
+            crate::crash_point!("run.cut");
         }
         self.view.descriptor(head).run_units.store(tail.start - head, Ordering::Release);
         for unit in tail {
@@ -437,6 +438,7 @@ impl Heap {
         while end < more.end && units::claim_this(&self.view, self.id, end) {
             end += 1;
         }
+        crate::crash_point!("run.neighbours_claimed");
         let resident = end == more.end && self.view.make_run_resident(more.clone()).is_ok();
         if !resident {
             for unit in (more.start..end).rev() {
@@ -448,6 +450,7 @@ impl Heap {
         // freed, those that are bodies belong to the run.
         self.view.descriptor(head).run_units.store(more.end - head, Ordering::Release);
         for unit in more {
+            crate::crash_point!("run.extended");
             self.view.tag_word(unit).store(Tag::RUN_BODY.0, Ordering::Release);
         }
         true
