@@ -11,7 +11,7 @@ use super::{
 };
 use crate::backend::Backend;
 #[cfg(unix)]
-use crate::backend::{BackendKind, read_start};
+use crate::backend::{BackendKind, BackendOptions, read_start};
 use crate::error::{AllocError, SegmentError};
 use crate::options::{HeapOptions, InitOptions, OnExit};
 use crate::pointer::AllocatorId;
@@ -110,8 +110,21 @@ impl AnyAllocator {
     /// memory of this kind.
     #[cfg(unix)]
     pub fn open_fd(kind: BackendKind, file: OwnedFd) -> Result<Self, SegmentError> {
+        Self::open_fd_with(kind, file, &BackendOptions::default())
+    }
+
+    /// The same, with options that hold for this process's mapping.
+    ///
+    /// # Errors
+    /// As [`AnyAllocator::open_fd`], and as [`BackendKind::open_fd_with`] if an option cannot be had.
+    #[cfg(unix)]
+    pub fn open_fd_with(
+        kind: BackendKind,
+        file: OwnedFd,
+        options: &BackendOptions,
+    ) -> Result<Self, SegmentError> {
         let capacity = super::segment_capacity(&file)?;
-        Self::shm_deserialize(kind.open_fd(file, capacity)?)
+        Self::shm_deserialize(kind.open_fd_with(file, capacity, options)?)
     }
 
     /// The backend under it.

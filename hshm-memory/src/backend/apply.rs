@@ -68,7 +68,8 @@ impl Locks {
     }
 }
 
-/// Does with a fresh mapping, of which `committed` bytes can be used, what the options say.
+/// Does with a fresh mapping, of which `committed` bytes can be used, what the options say; all but
+/// populating it, which the caller knows best how to do.
 pub(super) fn apply(
     mapped: Mapped,
     committed: u64,
@@ -88,9 +89,6 @@ pub(super) fn apply(
         }
     } else {
         advise(mapped, options)?;
-    }
-    if options.populate {
-        mapped.populate(&(0..committed))?;
     }
     let locks = Locks { wanted: options.lock, upto: AtomicU64::new(0) };
     locks.follow(mapped, committed, || committed)?;

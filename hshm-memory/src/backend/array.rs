@@ -61,6 +61,29 @@ impl ArrayBackend {
     /// Takes `len_bytes` bytes at `memory` as they are, for the allocator that stands in them. It is
     /// found again if the memory begins at the same multiple of 4 KiB as when it was laid out.
     ///
+    /// # Examples
+    /// ```
+    /// use std::ptr::NonNull;
+    /// use std::sync::Arc;
+    /// use hshm_memory::{AllocatorId, ArrayBackend, InitOptions, ThreadLocalAllocator};
+    ///
+    /// let mut memory = vec![0_u8; 8 << 20];
+    /// let (start, len) = (NonNull::from(memory.as_mut_slice()).cast(), memory.len());
+    /// // SAFETY: nobody uses the vector but this backend, and the next after it.
+    /// let backend = Arc::new(unsafe { ArrayBackend::create(start, len)? });
+    /// let id = AllocatorId::new(0, 0);
+    /// let heap = ThreadLocalAllocator::shm_init(id, backend, &InitOptions::default())?;
+    /// let block = heap.allocate(100)?;
+    /// drop(heap);
+    ///
+    /// // SAFETY: as above.
+    /// let backend = Arc::new(unsafe { ArrayBackend::attach(start, len)? });
+    /// let heap = ThreadLocalAllocator::shm_deserialize(backend)?;
+    /// // SAFETY: the block is allocated, and nobody uses it.
+    /// unsafe { heap.free(block)? };
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Safety
     /// As for [`ArrayBackend::create`].
     ///

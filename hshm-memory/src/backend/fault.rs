@@ -79,6 +79,23 @@ impl Drop for Watch {
 ///
 /// # Errors
 /// [`BackendError::System`] if the handler cannot be set.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::backend::survive_truncation;
+/// use hshm_memory::{Backend, FileMmap};
+///
+/// survive_truncation()?;
+/// let folder = tempfile::tempdir()?;
+/// let path = folder.path().join("segment");
+/// let backend = FileMmap::create(&path, 1 << 20, 1 << 20, 0o600)?;
+/// // Somebody cuts it short.
+/// std::fs::File::options().write(true).open(&path)?.set_len(0)?;
+/// // SAFETY: the byte is mapped; what was there reads as zero.
+/// assert_eq!(unsafe { backend.base().read_volatile() }, 0);
+/// assert!(backend.is_damaged());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn survive_truncation() -> Result<(), BackendError> {
     static ONCE: Once = Once::new();
     let mut result = Ok(());

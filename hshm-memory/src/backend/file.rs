@@ -28,17 +28,20 @@ use super::{Backend, BackendError, BackendKind, BackendOptions, MIN_ALIGN};
 /// # Examples
 /// ```
 /// use std::sync::Arc;
-/// use hshm_memory::{AllocatorId, BackendKind, BackendOptions, FileMmap, InitOptions};
+/// use hshm_memory::{AllocatorId, Backend, BackendKind, FileMmap, InitOptions};
 /// use hshm_memory::ThreadLocalAllocator;
 ///
 /// let folder = tempfile::tempdir()?;
 /// let path = folder.path().join("segment");
-/// let backend = FileMmap::create(&path, 8 << 20, 64 << 20, 0o600, &BackendOptions::default())?;
+/// let backend = FileMmap::create(&path, 8 << 20, 64 << 20, 0o600)?;
 /// let heap = ThreadLocalAllocator::shm_init(
 ///     AllocatorId::new(0, 0), Arc::new(backend), &InitOptions::default())?;
 /// let block = heap.allocate(100)?;
 ///
 /// // Another process:
+/// let other = FileMmap::from_fd(FileMmap::open(&path)?, 64 << 20)?;
+/// assert_eq!(other.capacity_bytes(), 64 << 20);
+/// // Or, with the capacity that the heap knows itself:
 /// let other = ThreadLocalAllocator::open_fd(BackendKind::File, FileMmap::open(&path)?)?;
 /// // SAFETY: the block is allocated, and nobody uses it.
 /// unsafe { other.free(block)? };
@@ -61,11 +64,19 @@ impl FileMmap {
     ///
     /// # Errors
     /// [`BackendError::BadSize`], [`BackendError::Exists`], [`BackendError::NotFound`] if the folder
-    /// is not there, [`BackendError::Permission`], [`BackendError::NotMappable`] with the reason;
-    /// [`BackendError::HugePages`], [`BackendError::Numa`], [`BackendError::Lock`] and
-    /// [`BackendError::Full`] if an option cannot be had; or what else the kernel refuses. No file is
-    /// left behind then.
-    pub fn create(
+    /// is not there, [`BackendError::Permission`], [`BackendError::NotMappable`] with the reason,
+    /// [`BackendError::HugePages`] if a hugetlbfs mount has too few; or what else the kernel refuses.
+    /// No file is left behind then.
+    pub fn create(path: &Path, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
+        Self::create_with(path, size, capacity, mode, &BackendOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`FileMmap::create`]; [`BackendError::HugePages`], [`BackendError::Numa`],
+    /// [`BackendError::Lock`] and [`BackendError::Full`] if an option cannot be had.
+    pub fn create_with(
         path: &Path,
         size: u64,
         capacity: u64,
@@ -149,7 +160,7 @@ impl FileMmap {
     /// The same, with options that hold for this process's mapping.
     ///
     /// # Errors
-    /// As [`FileMmap::from_fd`], and as [`FileMmap::create`] if an option cannot be had.
+    /// As [`FileMmap::from_fd`], and as [`FileMmap::create_with`] if an option cannot be had.
     pub fn from_fd_with(
         file: OwnedFd,
         capacity: u64,

@@ -133,7 +133,11 @@ impl SharedMapping {
         let locks = apply(mapped, committed, shape.pages_of, options)?;
         let len = usize::try_from(capacity).unwrap_or(usize::MAX);
         let watch = Watch::new(base.addr().get(), len, usize::try_from(grain).unwrap_or(1));
-        Ok(Self { watch, _reservation: reservation, base, capacity, file, shape, locks })
+        let mapping = Self { watch, _reservation: reservation, base, capacity, file, shape, locks };
+        if options.populate {
+            mapping.populate(0..committed)?;
+        }
+        Ok(mapping)
     }
 
     pub(super) fn base(&self) -> NonNull<u8> {

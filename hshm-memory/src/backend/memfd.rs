@@ -14,6 +14,27 @@ use super::{Backend, BackendError, BackendKind, BackendOptions, HugePages, valid
 
 /// An anonymous shared file. It lives as long as some process has it open or mapped, and nobody
 /// can shorten it under the others' feet.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::backend::HugePages;
+/// use hshm_memory::{Backend, BackendOptions, MemfdMmap};
+///
+/// let backend = MemfdMmap::create("example", 1 << 20, 64 << 20)?;
+/// // The descriptor goes to other processes over a socket, or is inherited.
+/// let descriptor = backend.fd().expect("a memory file has one").try_clone_to_owned()?;
+/// let other = MemfdMmap::from_fd(descriptor.try_clone()?, 64 << 20)?;
+/// other.grow(2 << 20)?;
+/// assert_eq!(backend.committed_bytes(), 2 << 20);
+/// let populated = BackendOptions { populate: true, ..BackendOptions::default() };
+/// let third = MemfdMmap::from_fd_with(descriptor, 64 << 20, &populated)?;
+/// assert_eq!(third.obtained()?.resident_bytes, 2 << 20);
+///
+/// let options = BackendOptions { huge_pages: HugePages::Try, ..BackendOptions::default() };
+/// let huge = MemfdMmap::create_with("example", 4 << 20, 64 << 20, &options)?;
+/// println!("pages of {} bytes", huge.obtained()?.page_bytes);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct MemfdMmap {
     mapping: SharedMapping,

@@ -94,6 +94,31 @@ pub const MIN_ALIGN: usize = 4096;
 
 /// Contiguous memory, mapped into this process for as long as the value lives.
 ///
+/// # Examples
+/// What every backend does:
+/// ```
+/// use hshm_memory::backend::{Backend, BASE_ALIGN};
+/// use hshm_memory::{BackendError, BackendKind, PosixMmapBackend};
+///
+/// let backend = PosixMmapBackend::create(1 << 20, 4 << 20)?;
+/// assert_eq!(backend.kind(), BackendKind::PosixMmap);
+/// assert_eq!((backend.committed_bytes(), backend.capacity_bytes()), (1 << 20, 4 << 20));
+/// assert_eq!(backend.alignment(), BASE_ALIGN);
+/// assert!(backend.base().addr().get().is_multiple_of(BASE_ALIGN));
+///
+/// backend.grow(2 << 20)?;
+/// let refused = backend.grow(5 << 20);
+/// assert!(matches!(refused, Err(BackendError::BadSize { .. })));
+/// backend.populate(0..2 << 20)?;
+/// // SAFETY: the byte is committed, and nobody else uses it.
+/// unsafe { backend.base().write(7) };
+/// backend.punch(0..4096)?;
+/// // SAFETY: as above.
+/// assert_eq!(unsafe { backend.base().read() }, 0);
+/// assert!(!backend.is_damaged());
+/// # Ok::<(), BackendError>(())
+/// ```
+///
 /// # Safety
 /// An implementation promises that `base` is a multiple of `alignment`, that `[base, base +
 /// capacity_bytes)` is mapped in this process alone for this backend until the value is dropped,
@@ -208,11 +233,42 @@ impl BackendKind {
     /// See [`PosixShmMmap::from_fd`], [`MemfdMmap::from_fd`] and [`FileMmap::from_fd`];
     /// [`BackendError::NotShared`] for the kinds that belong to one process, or to another backend.
     /// Nothing is registered with a device's driver yet: that is [`DeviceMemory::register`].
+    ///
+    /// # Examples
+    /// ```
+    /// use hshm_memory::{Backend, BackendError, BackendKind, BackendOptions, MemfdMmap};
+    ///
+    /// let backend = MemfdMmap::create("example", 1 << 20, 4 << 20)?;
+    /// let file = || backend.fd().expect("a memory file has one").try_clone_to_owned();
+    /// let kind: BackendKind = backend.kind().to_string().parse()?;
+    /// let other = kind.open_fd(file()?, 4 << 20)?;
+    /// assert_eq!(other.capacity_bytes(), backend.capacity_bytes());
+    /// let options = BackendOptions { populate: true, ..BackendOptions::default() };
+    /// let populated = kind.open_fd_with(file()?, 4 << 20, &options)?;
+    /// assert_eq!(populated.obtained()?.resident_bytes, 1 << 20);
+    /// let refused = BackendKind::Malloc.open_fd(file()?, 4 << 20);
+    /// assert!(matches!(refused, Err(BackendError::NotShared { .. })));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn open_fd(self, fd: OwnedFd, capacity: u64) -> Result<Arc<dyn Backend>, BackendError> {
+        self.open_fd_with(fd, capacity, &BackendOptions::default())
+    }
+
+    /// The same, with options that hold for this process's mapping.
+    ///
+    /// # Errors
+    /// As [`BackendKind::open_fd`]; [`BackendError::HugePages`], [`BackendError::Numa`],
+    /// [`BackendError::Lock`] and [`BackendError::Full`] if an option cannot be had.
+    pub fn open_fd_with(
+        self,
+        fd: OwnedFd,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Arc<dyn Backend>, BackendError> {
         Ok(match self {
-            Self::PosixShm => Arc::new(PosixShmMmap::from_fd(fd, capacity)?),
-            Self::Memfd => Arc::new(MemfdMmap::from_fd(fd, capacity)?),
-            Self::File => Arc::new(FileMmap::from_fd(fd, capacity)?),
+            Self::PosixShm => Arc::new(PosixShmMmap::from_fd_with(fd, capacity, options)?),
+            Self::Memfd => Arc::new(MemfdMmap::from_fd_with(fd, capacity, options)?),
+            Self::File => Arc::new(FileMmap::from_fd_with(fd, capacity, options)?),
             Self::PosixMmap | Self::Malloc | Self::Array | Self::Slice => {
                 return Err(BackendError::NotShared { kind: self });
             }

@@ -12,6 +12,14 @@ pub const MAX_NAME_BYTES: usize = 128;
 ///
 /// # Errors
 /// [`BackendError::BadName`].
+///
+/// # Examples
+/// ```
+/// use hshm_memory::backend::validate_name;
+///
+/// assert!(validate_name("sensor-data.0").is_ok());
+/// assert!(validate_name("../etc").is_err());
+/// ```
 pub fn validate_name(name: &str) -> Result<(), BackendError> {
     let bad = |why| {
         let shown = name.chars().take(40).collect::<String>();

@@ -88,8 +88,8 @@ fn policy_at(base: NonNull<u8>) -> Result<NumaPolicy, BackendError> {
     };
     if result != 0 {
         let source = std::io::Error::last_os_error();
-        // Kernels built for one node have no policies.
-        if source.raw_os_error() == Some(libc::ENOSYS) {
+        // Kernels built for one node have no policies, and containers may not ask for them.
+        if matches!(source.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) {
             return Ok(NumaPolicy::Default);
         }
         return Err(BackendError::System { what: "cannot ask for the memory's policy", source });

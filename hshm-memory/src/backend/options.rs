@@ -15,7 +15,7 @@ use crate::options::UnknownName;
 /// use hshm_memory::PosixMmapBackend;
 ///
 /// let options = BackendOptions { huge_pages: HugePages::Try, populate: true, ..Default::default() };
-/// let backend = PosixMmapBackend::create(4 << 20, 64 << 20, &options)?;
+/// let backend = PosixMmapBackend::create_with(4 << 20, 64 << 20, &options)?;
 /// let obtained = backend.obtained()?;
 /// // Whether the system had huge pages to give, it says.
 /// assert!(obtained.huge_bytes <= obtained.resident_bytes);
@@ -84,6 +84,17 @@ impl FromStr for HugePages {
 }
 
 /// Which nodes of the machine memory comes from, as `mbind(2)` has it.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::backend::{NodeSet, NumaPolicy};
+///
+/// let policy: NumaPolicy = "interleave:0,2-3".parse()?;
+/// assert_eq!(policy, NumaPolicy::Interleave(NodeSet::new([0, 2, 3])?));
+/// assert_eq!(policy.nodes(), [0, 2, 3]);
+/// assert_eq!(policy.to_string(), "interleave:0,2-3");
+/// # Ok::<(), hshm_memory::UnknownName>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]

@@ -18,9 +18,9 @@ use crate::sync::{AtomicU64, Ordering};
 ///
 /// # Examples
 /// ```
-/// use hshm_memory::{Backend, BackendOptions, PosixMmapBackend};
+/// use hshm_memory::{Backend, PosixMmapBackend};
 ///
-/// let backend = PosixMmapBackend::create(1 << 20, 1 << 30, &BackendOptions::default())?;
+/// let backend = PosixMmapBackend::create(1 << 20, 1 << 30)?;
 /// backend.grow(2 << 20)?;
 /// backend.populate(0..2 << 20)?;
 /// // SAFETY: the byte is mapped, and nobody else knows of it.
@@ -50,13 +50,20 @@ unsafe impl Sync for PosixMmapBackend {}
 
 impl PosixMmapBackend {
     /// Maps `capacity` bytes of address space, of which `size` bytes can be used at first. All
-    /// bytes are zero. Memory is taken as it is used, unless the options say otherwise.
+    /// bytes are zero. Memory is taken as it is used.
     ///
     /// # Errors
-    /// [`BackendError::BadSize`]; [`BackendError::HugePages`], [`BackendError::Numa`],
-    /// [`BackendError::Lock`] and [`BackendError::Full`] if an option cannot be had; or what the
-    /// kernel refuses.
-    pub fn create(
+    /// [`BackendError::BadSize`], or what the kernel refuses.
+    pub fn create(size: u64, capacity: u64) -> Result<Self, BackendError> {
+        Self::create_with(size, capacity, &BackendOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`PosixMmapBackend::create`]; [`BackendError::HugePages`], [`BackendError::Numa`],
+    /// [`BackendError::Lock`] and [`BackendError::Full`] if an option cannot be had.
+    pub fn create_with(
         size: u64,
         capacity: u64,
         options: &BackendOptions,
@@ -66,6 +73,9 @@ impl PosixMmapBackend {
         // SAFETY: [mapped] the reservation is at least so long, and lives until the end of this.
         let mapped = unsafe { Mapped::new(base, capacity) };
         let locks = apply(mapped, size, PagesOf::Nothing, options)?;
+        if options.populate {
+            mapped.populate(&(0..size))?;
+        }
         let committed = AtomicU64::new(size);
         Ok(Self { _reservation: reservation, base, capacity, committed, locks })
     }

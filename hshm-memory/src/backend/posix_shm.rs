@@ -21,6 +21,29 @@ use crate::manager::{InitBackend, roomy};
 /// It outlives every process until somebody unlinks it. Whoever may open it may also truncate it,
 /// which no seal can forbid here: share it among processes that trust one another, and use
 /// [`MemfdMmap`](super::MemfdMmap) otherwise.
+///
+/// # Examples
+/// ```
+/// use hshm_memory::backend::HugePages;
+/// use hshm_memory::{Backend, BackendOptions, PosixShmMmap};
+///
+/// let name = format!("hshm-example.{}", std::process::id());
+/// let options = BackendOptions { huge_pages: HugePages::Try, ..BackendOptions::default() };
+/// let backend = PosixShmMmap::create_with(&name, 1 << 20, 64 << 20, 0o600, &options)?;
+/// assert!(PosixShmMmap::create(&name, 1 << 20, 64 << 20, 0o600).is_err(), "it is there already");
+///
+/// // Another process, which was told the name and the capacity:
+/// let other = PosixShmMmap::from_fd(PosixShmMmap::open(&name)?, 64 << 20)?;
+/// other.grow(2 << 20)?;
+/// assert_eq!(backend.committed_bytes(), 2 << 20);
+/// let populated = BackendOptions { populate: true, ..options };
+/// let third = PosixShmMmap::from_fd_with(PosixShmMmap::open(&name)?, 64 << 20, &populated)?;
+/// assert_eq!(third.obtained()?.resident_bytes, 2 << 20);
+///
+/// PosixShmMmap::unlink(&name)?;
+/// assert!(PosixShmMmap::open(&name).is_err());
+/// # Ok::<(), hshm_memory::BackendError>(())
+/// ```
 #[derive(Debug)]
 pub struct PosixShmMmap {
     mapping: SharedMapping,

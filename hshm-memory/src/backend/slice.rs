@@ -24,6 +24,7 @@ use super::{Backend, BackendError, BackendKind, MIN_ALIGN};
 /// let first = BackendSlice::new(whole.clone(), 0..16 << 20)?;
 /// let second = BackendSlice::new(whole.clone(), 16 << 20..32 << 20)?;
 /// assert_eq!(first.capacity_bytes() + second.capacity_bytes(), whole.capacity_bytes());
+/// assert_eq!((second.range(), second.whole().kind()), (16 << 20..32 << 20, whole.kind()));
 /// assert!(BackendSlice::new(whole, 16 << 20..33 << 20).is_err());
 /// # Ok::<(), hshm_memory::BackendError>(())
 /// ```

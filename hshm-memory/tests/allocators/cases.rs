@@ -10,10 +10,10 @@ use hshm_memory::FileMmap;
 #[cfg(unix)]
 use hshm_memory::backend::{Cuda, DeviceShmMmap, Rocm, Vendor};
 use hshm_memory::{
-    Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendOptions, BackendSlice,
-    HeapOptions, InitBackend, InitOptions, MallocAllocator, MallocBackend, MemfdMmap,
-    PosixMmapBackend, PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator,
-    StackAllocator, ThreadLocalAllocator,
+    Allocator, AllocatorId, AllocatorKind, ArrayBackend, Backend, BackendSlice, HeapOptions,
+    InitBackend, InitOptions, MallocAllocator, MallocBackend, MemfdMmap, PosixMmapBackend,
+    PosixShmMmap, ScalablePageAllocator, SegmentError, ShmAllocator, StackAllocator,
+    ThreadLocalAllocator,
 };
 
 /// The memory of each test.
@@ -103,7 +103,7 @@ fn private(backend: impl Backend + 'static) -> Memory {
 }
 
 fn posix_mmap() -> PosixMmapBackend {
-    PosixMmapBackend::create(SIZE, 2 * SIZE, &BackendOptions::default()).unwrap()
+    PosixMmapBackend::create(SIZE, 2 * SIZE).unwrap()
 }
 
 fn array() -> Memory {
@@ -150,7 +150,7 @@ fn device_shm<V: Vendor>() -> Memory {
 fn file() -> Memory {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("memory");
-    let backend = FileMmap::create(&path, SIZE, 2 * SIZE, 0o600, &BackendOptions::default());
+    let backend = FileMmap::create(&path, SIZE, 2 * SIZE, 0o600);
     Memory {
         backend: Arc::new(backend.unwrap()),
         again: Box::new(move || {

@@ -19,7 +19,7 @@ use crate::{read, word};
 const SIZE: u64 = 4 << 20;
 
 fn create(path: &Path) -> Result<FileMmap, BackendError> {
-    FileMmap::create(path, SIZE, 4 * SIZE, 0o640, &BackendOptions::default())
+    FileMmap::create(path, SIZE, 4 * SIZE, 0o640)
 }
 
 /// Both ways to come by a backend are refused, for this reason.

@@ -2,8 +2,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use hshm_memory::{
-    AllocError, AllocatorId, ArrayBackend, Backend, BackendError, BackendOptions, BackendSlice,
-    InitOptions, MemfdMmap, PosixMmapBackend, ThreadLocalAllocator,
+    AllocError, AllocatorId, ArrayBackend, Backend, BackendError, BackendSlice, InitOptions,
+    MemfdMmap, PosixMmapBackend, ThreadLocalAllocator,
 };
 
 const MIB: u64 = 1 << 20;
@@ -129,7 +129,7 @@ fn an_array_is_used_between_its_first_and_last_whole_page() {
 
 #[test]
 fn private_memory_around_a_backend_cannot_be_written() {
-    let backend = PosixMmapBackend::create(MIB, MIB, &BackendOptions::default()).unwrap();
+    let backend = PosixMmapBackend::create(MIB, MIB).unwrap();
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let base = backend.base().addr().get();
     let access_at = |address: usize| {

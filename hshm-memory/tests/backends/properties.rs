@@ -11,7 +11,7 @@ use hshm_memory::{
     ThreadLocalAllocator,
 };
 
-use crate::subjects::{Made, Place, Property, Subject, may_lock};
+use crate::subjects::{Made, Place, Property, Subject, may_bind, may_lock};
 
 const SIZE: u64 = 8 << 20;
 const CAPACITY: u64 = 64 << 20;
@@ -337,6 +337,9 @@ fn options(subject: Subject) {
         NumaPolicy::Interleave(nodes.clone()),
         NumaPolicy::Preferred(nodes),
     ] {
+        if numa != NumaPolicy::Default && !may_bind() {
+            continue;
+        }
         let huge_pages = HugePages::Try;
         let plain = BackendOptions { numa: numa.clone(), huge_pages, ..Default::default() };
         let lock = may_lock();

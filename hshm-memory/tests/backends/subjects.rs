@@ -9,6 +9,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hshm_memory::backend::{NodeSet, NumaPolicy};
 use hshm_memory::{
     ArrayBackend, Backend, BackendError, BackendKind, BackendOptions, BackendSlice, FileMmap,
     MallocBackend, MemfdMmap, PosixMmapBackend, PosixShmMmap,
@@ -192,7 +193,7 @@ impl Subject {
                 Arc::new(unsafe { ArrayBackend::create(memory.cast(), len)? })
             }
             Self::Malloc => Arc::new(MallocBackend::create(capacity)?),
-            Self::PosixMmap => Arc::new(PosixMmapBackend::create(size, capacity, options)?),
+            Self::PosixMmap => Arc::new(PosixMmapBackend::create_with(size, capacity, options)?),
             Self::PosixShm => {
                 made.place = Some(Place::new(BackendKind::PosixShm, label.clone(), capacity));
                 Arc::new(PosixShmMmap::create_with(&label, size, capacity, 0o600, options)?)
@@ -210,7 +211,7 @@ impl Subject {
                 let path = folder.join(&label);
                 let shown = path.to_str().unwrap().to_owned();
                 made.place = Some(Place::new(BackendKind::File, shown, capacity));
-                Arc::new(FileMmap::create(&path, size, capacity, 0o600, options)?)
+                Arc::new(FileMmap::create_with(&path, size, capacity, 0o600, options)?)
             }
             Self::SharedPart => {
                 let whole = MemfdMmap::create(&label, size + (1 << 16), capacity + (1 << 16))?;
@@ -219,7 +220,7 @@ impl Subject {
                 Arc::new(BackendSlice::new(Arc::new(whole), 1 << 16..part + (1 << 16))?)
             }
             Self::PrivatePart => {
-                let whole = PosixMmapBackend::create(size + 4096, capacity + 4096, options)?;
+                let whole = PosixMmapBackend::create_with(size + 4096, capacity + 4096, options)?;
                 Arc::new(BackendSlice::new(Arc::new(whole), 4096..part + 4096)?)
             }
         };
@@ -245,7 +246,14 @@ fn hugetlbfs() -> Option<PathBuf> {
 /// Whether this process may keep memory from being swapped out.
 pub(crate) fn may_lock() -> bool {
     let lock = BackendOptions { lock: true, ..BackendOptions::default() };
-    PosixMmapBackend::create(8 << 20, 8 << 20, &lock).is_ok()
+    PosixMmapBackend::create_with(8 << 20, 8 << 20, &lock).is_ok()
+}
+
+/// Whether this process may say which nodes memory comes from, which containers often forbid.
+pub(crate) fn may_bind() -> bool {
+    let nodes = NodeSet::new([0]).unwrap();
+    let bound = BackendOptions { numa: NumaPolicy::Bind(nodes), ..BackendOptions::default() };
+    PosixMmapBackend::create_with(4096, 4096, &bound).is_ok()
 }
 
 impl fmt::Display for Subject {

@@ -20,14 +20,20 @@ pub struct PosixMmapBackend {
 }
 
 impl PosixMmapBackend {
-    /// Commits `size` bytes of a reservation of `capacity` bytes. All bytes are zero. Of the options,
-    /// Windows has population alone.
+    /// Commits `size` bytes of a reservation of `capacity` bytes. All bytes are zero.
     ///
     /// # Errors
-    /// [`BackendError::BadSize`], [`BackendError::Full`], or what else the system refuses;
-    /// [`BackendError::HugePages`], [`BackendError::Numa`] and [`BackendError::System`] if an option is
-    /// required that cannot be had.
-    pub fn create(
+    /// [`BackendError::BadSize`], [`BackendError::Full`], or what else the system refuses.
+    pub fn create(size: u64, capacity: u64) -> Result<Self, BackendError> {
+        Self::create_with(size, capacity, &BackendOptions::default())
+    }
+
+    /// The same, with options. Of these, Windows has population alone.
+    ///
+    /// # Errors
+    /// As [`PosixMmapBackend::create`]; [`BackendError::HugePages`], [`BackendError::Numa`] and
+    /// [`BackendError::System`] if an option is required that cannot be had.
+    pub fn create_with(
         size: u64,
         capacity: u64,
         options: &BackendOptions,

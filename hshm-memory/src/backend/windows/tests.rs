@@ -65,7 +65,7 @@ fn uses_grows_and_punches(backend: &dyn Backend) {
 
 #[test]
 fn private_memory_is_used_grown_and_punched() {
-    let backend = PosixMmapBackend::create(MIB, 8 * MIB, &BackendOptions::default()).unwrap();
+    let backend = PosixMmapBackend::create(MIB, 8 * MIB).unwrap();
     assert_eq!((backend.kind(), backend.alignment()), (BackendKind::PosixMmap, BASE_ALIGN));
     uses_grows_and_punches(&backend);
 }
@@ -93,7 +93,7 @@ fn memory_without_a_name_is_used_grown_and_punched_and_handed_over() {
 fn options_that_cannot_be_had_are_refused() {
     let create = |options: BackendOptions| {
         let shared = MemfdMmap::create_with("options", MIB, MIB, &options).map(drop);
-        let private = PosixMmapBackend::create(MIB, MIB, &options).map(drop);
+        let private = PosixMmapBackend::create_with(MIB, MIB, &options).map(drop);
         assert_eq!(shared.is_ok(), private.is_ok());
         shared
     };
@@ -166,7 +166,7 @@ fn what_cannot_be_is_refused() {
         assert!(matches!(made, Err(BackendError::BadName { .. })));
     }
     for (size, capacity) in [(0, MIB), (2 * MIB, MIB), (MIB, 1 << 47)] {
-        let made = PosixMmapBackend::create(size, capacity, &BackendOptions::default());
+        let made = PosixMmapBackend::create(size, capacity);
         assert!(matches!(made, Err(BackendError::BadSize { .. })), "{made:?}");
     }
 }
@@ -175,7 +175,7 @@ fn what_cannot_be_is_refused() {
 fn a_large_capacity_costs_address_space_alone() {
     for backend in [
         &shared("large", MIB, 64 << 30) as &dyn Backend,
-        &PosixMmapBackend::create(MIB, 64 << 30, &BackendOptions::default()).unwrap(),
+        &PosixMmapBackend::create(MIB, 64 << 30).unwrap(),
         &MemfdMmap::create("large", MIB, 64 << 30).unwrap(),
     ] {
         assert_eq!((backend.committed_bytes(), backend.capacity_bytes()), (MIB, 64 << 30));
