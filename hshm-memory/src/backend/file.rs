@@ -192,6 +192,11 @@ impl FileMmap {
         }
     }
 
+    /// How much memory the device has that `file` is, if it is one.
+    pub(super) fn device_bytes(file: &OwnedFd) -> Result<Option<u64>, BackendError> {
+        Ok(shape_of(file.as_fd(), &path_of(file.as_fd()))?.fixed_bytes)
+    }
+
     /// Whether the first 4 KiB are zero.
     fn is_blank(&self) -> bool {
         (0..MIN_ALIGN).step_by(8).all(|offset| {

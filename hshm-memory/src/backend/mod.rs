@@ -27,6 +27,7 @@ mod device_shm;
 mod fault;
 #[cfg(unix)]
 mod file;
+mod init;
 mod malloc;
 #[cfg(unix)]
 mod mapping;
