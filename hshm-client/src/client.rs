@@ -7,8 +7,9 @@ use std::process;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use hshm_memory::backend::Obtained;
 use hshm_memory::report::WorkerReport;
-use hshm_memory::{CheckReport, HeapReport, RepairReport};
+use hshm_memory::{BackendOptions, CheckReport, HeapReport, RepairReport};
 use hshm_proto::{
     CreateSegment, ReplyBody, RequestBody, SegmentInfo, SessionInfo, StatusInfo,
     validate_client_name,
@@ -143,6 +144,35 @@ impl Client {
         let reply = self.inner.request(RequestBody::Create(options.clone()))?;
         let ReplyBody::Created(segment) = reply else { return Err(unexpected("create")) };
         Ok(segment)
+    }
+
+    /// The same, with options for how its memory is to be had: in huge pages, from which nodes of the
+    /// machine, populated at once, and kept from being swapped out. The daemon applies them, and holds
+    /// the lock.
+    ///
+    /// # Errors
+    /// As for [`Client::create`]; [`Error::Daemon`] too if an option cannot be had, or this user may
+    /// not have memory locked.
+    pub fn create_with(
+        &self,
+        options: &CreateSegment,
+        memory: &BackendOptions,
+    ) -> Result<SegmentInfo, Error> {
+        let (segment, memory) = (options.clone(), memory.clone());
+        let reply = self.inner.request(RequestBody::CreateWith { segment, memory })?;
+        let ReplyBody::Created(segment) = reply else { return Err(unexpected("create")) };
+        Ok(segment)
+    }
+
+    /// How a segment's memory was had, as the kernel says of the daemon's mapping: huge pages count as
+    /// far as the daemon itself used them.
+    ///
+    /// # Errors
+    /// As for [`Client::inspect`].
+    pub fn memory(&self, name: &str) -> Result<Obtained, Error> {
+        let reply = self.inner.request(RequestBody::Memory { name: name.to_owned() })?;
+        let ReplyBody::Memory(obtained) = reply else { return Err(unexpected("inspect")) };
+        Ok(obtained)
     }
 
     /// Maps a segment into this process. It is let go of when the last clone of the result is

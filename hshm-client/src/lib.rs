@@ -49,11 +49,12 @@ mod target;
 pub use allocator::SegmentAllocator;
 pub use client::{Client, ClientBuilder, Inspection};
 pub use error::Error;
+pub use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 pub use hshm_memory::thread_model;
 pub use hshm_memory::{
-    AllocError, Allocator, AllocatorId, BackendError, BackendKind, CheckReport, FullPtr,
-    HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, RepairReport,
+    AllocError, Allocator, AllocatorId, BackendError, BackendKind, BackendOptions, CheckReport,
+    FullPtr, HeapReport, MemContext, OffsetPointer, OnExit, Pointer, ProcessId, RepairReport,
     ScalablePageAllocator, SegmentError, StackAllocator, ThreadLocalAllocator, UnknownName,
 };
 /// What a segment is to be like when it is created. `CreateOptions::new(name, size_bytes)` gives the

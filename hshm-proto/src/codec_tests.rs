@@ -1,9 +1,10 @@
 //! Tests of the codec: nothing is lost, nothing extra is taken, and no bytes make it panic.
 
+use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 use hshm_memory::{
-    AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
-    RepairReport,
+    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
+    ProcessId, RepairReport,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -42,6 +43,40 @@ fn create() -> impl Strategy<Value = CreateSegment> {
     )
 }
 
+fn memory() -> impl Strategy<Value = BackendOptions> {
+    let nodes = vec(0..NodeSet::MAX_NODES, 1..20).prop_map(|nodes| NodeSet::new(nodes).unwrap());
+    let numa = prop_oneof![
+        Just(NumaPolicy::Default),
+        nodes.clone().prop_map(NumaPolicy::Bind),
+        nodes.clone().prop_map(NumaPolicy::Interleave),
+        nodes.prop_map(NumaPolicy::Preferred),
+    ];
+    let huge = prop_oneof![Just(HugePages::System), Just(HugePages::Never), Just(HugePages::Try)];
+    (huge, any::<Option<u64>>(), numa, any::<bool>(), any::<bool>()).prop_map(
+        |(huge_pages, huge_page_bytes, numa, lock, populate)| BackendOptions {
+            huge_pages,
+            huge_page_bytes,
+            numa,
+            lock,
+            populate,
+        },
+    )
+}
+
+/// All the nodes that there can be.
+fn all_nodes() -> NumaPolicy {
+    NumaPolicy::Interleave(NodeSet::new(0..NodeSet::MAX_NODES).unwrap())
+}
+
+#[test]
+fn a_request_with_all_nodes_fits() {
+    let memory = BackendOptions { numa: all_nodes(), ..BackendOptions::default() };
+    let segment = CreateSegment::new("n".repeat(MAX_SEGMENT_NAME_BYTES), 1);
+    let body = RequestBody::CreateWith { segment, memory };
+    let packet = encode_request(&Request { id: 1, body: body.clone() }).unwrap();
+    assert_eq!(decode_request(&packet).unwrap().body, body);
+}
+
 fn request() -> impl Strategy<Value = RequestBody> {
     prop_oneof![
         Just(RequestBody::Ping),
@@ -57,6 +92,9 @@ fn request() -> impl Strategy<Value = RequestBody> {
             .prop_map(|(name, after_slot)| RequestBody::Inspect { name, after_slot }),
         text().prop_map(|name| RequestBody::Check { name }),
         text().prop_map(|name| RequestBody::Repair { name }),
+        (create(), memory())
+            .prop_map(|(segment, memory)| RequestBody::CreateWith { segment, memory }),
+        text().prop_map(|name| RequestBody::Memory { name }),
         any::<Option<u64>>().prop_map(|after| RequestBody::Sessions { after }),
     ]
 }
@@ -150,6 +188,9 @@ fn longest_replies() -> Vec<ReplyBody> {
         violations_total: u64::MAX,
         ..CheckReport::default()
     };
+    let mut memory = Obtained::default();
+    memory.numa = all_nodes();
+    memory.resident_bytes = u64::MAX;
     vec![
         ReplyBody::Segments { segments: vec![longest_segment(); SEGMENTS_PER_PAGE], more: true },
         ReplyBody::Sessions { sessions: vec![session; SESSIONS_PER_PAGE], more: true },
@@ -166,6 +207,7 @@ fn longest_replies() -> Vec<ReplyBody> {
             ..RepairReport::default()
         }),
         ReplyBody::Checked(check),
+        ReplyBody::Memory(memory),
     ]
 }
 

@@ -5,10 +5,11 @@
 
 use std::path::PathBuf;
 
+use hshm_memory::backend::Obtained;
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{
-    AllocatorId, AllocatorKind, BackendKind, CheckReport, HeapReport, OnExit, ProcessId,
-    RepairReport,
+    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
+    ProcessId, RepairReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +96,19 @@ pub enum RequestBody {
         /// The segment.
         name: String,
     },
+    /// Make a segment whose memory is to be had in a certain way. Answered by
+    /// [`ReplyBody::Created`].
+    CreateWith {
+        /// The segment.
+        segment: CreateSegment,
+        /// How its memory is to be had.
+        memory: BackendOptions,
+    },
+    /// How a segment's memory was had. Answered by [`ReplyBody::Memory`].
+    Memory {
+        /// The segment.
+        name: String,
+    },
 }
 
 impl RequestBody {
@@ -104,7 +118,7 @@ impl RequestBody {
         match self {
             Self::Ping => "ping",
             Self::Status => "status",
-            Self::Create(_) => "create",
+            Self::Create(_) | Self::CreateWith { .. } => "create",
             Self::Attach { .. } => "attach",
             Self::Detach { .. } => "detach",
             Self::Destroy { .. } => "destroy",
@@ -114,6 +128,7 @@ impl RequestBody {
             Self::Check { .. } => "check",
             Self::Sessions { .. } => "sessions",
             Self::Repair { .. } => "repair",
+            Self::Memory { .. } => "inspect",
         }
     }
 }
@@ -200,6 +215,8 @@ pub enum ReplyBody {
     },
     /// What a repair did, and could not do.
     Repaired(RepairReport),
+    /// How a segment's memory was had, as the kernel says of the daemon's mapping.
+    Memory(Obtained),
 }
 
 /// A segment's heap, with one page of its workers.

@@ -2,7 +2,7 @@
 //! daemon again on what it receives.
 
 use hshm_memory::backend::validate_name;
-use hshm_memory::{AllocatorKind, BackendKind, InitOptions, OnExit};
+use hshm_memory::{AllocatorKind, BackendKind, BackendOptions, InitOptions, OnExit};
 
 use crate::error::{ErrorCode, ErrorReply};
 use crate::limits::{MAX_CLIENT_NAME_BYTES, MAX_SEGMENT_NAME_BYTES, truncated};
@@ -149,6 +149,17 @@ impl CreateSegment {
     }
 }
 
+/// Whether the options make sense in themselves. What nodes and pages there are, the daemon finds out.
+fn validate_memory(name: &str, memory: &BackendOptions) -> Result<(), ErrorReply> {
+    match memory.huge_page_bytes.filter(|bytes| !bytes.is_power_of_two()) {
+        None => Ok(()),
+        Some(bytes) => Err(bad_argument(
+            format_args!("cannot create segment {name:?} with huge pages of {bytes} bytes"),
+            "give one of the sizes in /sys/kernel/mm/hugepages, or none",
+        )),
+    }
+}
+
 impl RequestBody {
     /// Whether the request makes sense in itself.
     ///
@@ -156,7 +167,11 @@ impl RequestBody {
     /// [`ErrorCode::BadName`] or [`ErrorCode::BadArgument`].
     pub fn validate(&self) -> Result<(), ErrorReply> {
         match self {
-            Self::Create(create) => create.validate(),
+            Self::Create(segment) => segment.validate(),
+            Self::CreateWith { segment, memory } => {
+                segment.validate()?;
+                validate_memory(&segment.name, memory)
+            }
             Self::Grow { name, size_bytes: 0 } => {
                 validate_segment_name(name)?;
                 Err(bad_argument(
@@ -171,6 +186,7 @@ impl RequestBody {
             | Self::Inspect { name, .. }
             | Self::Check { name }
             | Self::Repair { name }
+            | Self::Memory { name }
             | Self::List { after: Some(name) } => validate_segment_name(name),
             Self::List { after: None } | Self::Sessions { .. } | Self::Status | Self::Ping => {
                 Ok(())
@@ -216,12 +232,16 @@ mod tests {
             CreateSegment { backend: BackendKind::File, ..good.clone() },
             CreateSegment { on_exit: OnExit::Reclaim, ..scalable.clone() },
             CreateSegment { worker_slots: Some(8), ..scalable.clone() },
-            CreateSegment { mode: 0o1777, ..good },
+            CreateSegment { mode: 0o1777, ..good.clone() },
         ];
         for create in bad {
             let error = RequestBody::Create(create).validate().unwrap_err();
             assert_eq!(error.kind(), Some(ErrorCode::BadArgument), "{error}");
         }
+        let with = |memory| RequestBody::CreateWith { segment: good.clone(), memory }.validate();
+        with(BackendOptions::default()).unwrap();
+        with(BackendOptions { huge_page_bytes: Some(2 << 20), ..Default::default() }).unwrap();
+        with(BackendOptions { huge_page_bytes: Some(3), ..Default::default() }).unwrap_err();
         assert!(RequestBody::Grow { name: "s".into(), size_bytes: 0 }.validate().is_err());
         assert!(RequestBody::List { after: Some("a/b".into()) }.validate().is_err());
         RequestBody::List { after: None }.validate().unwrap();

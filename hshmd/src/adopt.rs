@@ -14,7 +14,10 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hshm_memory::{AllocatorId, AnyAllocator, BackendError, BackendKind, PosixShmMmap};
+use hshm_memory::{
+    AllocatorId, AnyAllocator, BackendError, BackendKind, BackendOptions, PosixShmMmap,
+    SegmentError,
+};
 use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
@@ -174,7 +177,7 @@ fn quarantined(
 fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
     let bytes = file.try_clone().map(File::from).and_then(|file| file.metadata());
     let bytes = bytes.map_or(0, |metadata| metadata.len());
-    match AnyAllocator::open_fd(record.backend, file) {
+    match open_again(&record, file) {
         Ok(allocator) => {
             let (size, id) = (format_size(bytes), allocator.id());
             let id_changed = id != AllocatorId::default() && id != record.id;
@@ -191,6 +194,23 @@ fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
         }
         Err(error) => quarantined(record, error.to_string(), bytes, Some(Arc::new(lock))),
     }
+}
+
+/// Maps a segment's file, as it was wanted when it was created if that can be had.
+fn open_again(record: &Record, file: OwnedFd) -> Result<AnyAllocator, SegmentError> {
+    let memory = record.memory_again();
+    if memory != BackendOptions::default() {
+        let wanted = file.try_clone().map_err(|source| {
+            SegmentError::Backend(BackendError::System { what: "cannot copy a descriptor", source })
+        })?;
+        match AnyAllocator::open_fd_with(record.backend, wanted, &memory) {
+            Err(SegmentError::Backend(error)) => {
+                warn!(segment = record.name, %error, "its memory is not had as it was wanted");
+            }
+            opened => return opened,
+        }
+    }
+    AnyAllocator::open_fd(record.backend, file)
 }
 
 /// Takes the name of a half-made segment's object away, unless another daemon has it.

@@ -83,8 +83,10 @@ fn backend_code(error: &BackendError) -> ErrorCode {
     match error {
         BackendError::BadName { .. } => ErrorCode::BadName,
         BackendError::Exists { .. } => ErrorCode::Exists,
-        BackendError::BadSize { .. } => ErrorCode::BadArgument,
-        BackendError::Full { .. } => ErrorCode::NoMemory,
+        BackendError::BadSize { .. } | BackendError::Numa { .. } => ErrorCode::BadArgument,
+        BackendError::Full { .. } | BackendError::HugePages { .. } | BackendError::Lock { .. } => {
+            ErrorCode::NoMemory
+        }
         BackendError::NotFound { .. } | BackendError::NotSharedMemory { .. } => ErrorCode::Unusable,
         BackendError::System { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
             ErrorCode::NoMemory

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hshm_memory::{AnyAllocator, CheckReport, ProcessId};
+use hshm_memory::{AnyAllocator, BackendOptions, CheckReport, ProcessId};
 use hshm_proto::limits::{MAX_TEXT_BYTES, SEGMENTS_PER_PAGE, WORKERS_PER_PAGE, truncated};
 use hshm_proto::{
     CreateSegment, ErrorCode, ErrorReply, HeapPage, ReplyBody, RequestBody, StatusInfo,
@@ -51,7 +51,20 @@ pub(crate) async fn handle(
         }
         RequestBody::Status => blocking(shared, caller, |shared, _| Ok(status(shared))).await?,
         RequestBody::Create(request) => {
-            blocking(shared, caller, move |shared, caller| create(shared, caller, &request)).await?
+            let memory = BackendOptions::default();
+            blocking(shared, caller, move |shared, caller| {
+                create(shared, caller, &request, &memory)
+            })
+            .await?
+        }
+        RequestBody::CreateWith { segment, memory } => {
+            blocking(shared, caller, move |shared, caller| {
+                create(shared, caller, &segment, &memory)
+            })
+            .await?
+        }
+        RequestBody::Memory { name } => {
+            blocking(shared, caller, move |shared, caller| memory(shared, caller, &name)).await?
         }
         RequestBody::Destroy { name, force } => {
             blocking(shared, caller, move |shared, caller| destroy(shared, caller, &name, force))
@@ -105,8 +118,9 @@ fn create(
     shared: &Shared,
     caller: &Caller,
     request: &CreateSegment,
+    memory: &BackendOptions,
 ) -> Result<ReplyBody, ErrorReply> {
-    let segment = shared.registry.create(request, &caller.peer)?;
+    let segment = shared.registry.create(request, memory, &caller.peer)?;
     let (name, bytes) = (&segment.record.name, segment.committed_bytes());
     info!(segment = name, bytes, uid = caller.peer.uid, "created");
     Ok(ReplyBody::Created(segment.info(0)))
@@ -157,6 +171,13 @@ fn check(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Erro
         violation.what = truncated(&violation.what, MAX_TEXT_BYTES);
     }
     Ok(ReplyBody::Checked(report))
+}
+
+fn memory(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "inspect", &segment)?;
+    let obtained = segment.allocator("inspect")?.backend().obtained();
+    obtained.map(ReplyBody::Memory).map_err(internal_reply)
 }
 
 fn repair(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hshm_memory::{
-    AllocatorId, AnyAllocator, Backend, BackendKind, InitOptions, MemfdMmap, PosixShmMmap,
-    ProcessId, SegmentError,
+    AllocatorId, AnyAllocator, Backend, BackendKind, BackendOptions, InitOptions, MemfdMmap,
+    PosixShmMmap, ProcessId, SegmentError,
 };
 use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
 
@@ -120,6 +120,7 @@ impl Registry {
     pub(crate) fn create(
         &self,
         request: &CreateSegment,
+        memory: &BackendOptions,
         owner: &Peer,
     ) -> Result<SharedSegment, ErrorReply> {
         let changing = lock(&self.change);
@@ -149,10 +150,20 @@ impl Registry {
             BackendKind::PosixShm => Some(self.namespace.object(name)),
             BackendKind::Memfd | _ => None,
         };
+        if memory.lock && !owner.is_admin() {
+            return Err(ErrorReply::new(
+                ErrorCode::Permission,
+                format_args!(
+                    "cannot create segment {name:?}: only the daemon's user and root may have memory locked, since it counts as the daemon's"
+                ),
+                "create it without the lock",
+            ));
+        }
         refuse_stranger(name, object.as_deref())?;
         let id = self.next_id(request.backend);
         let record = Record::creating(name, request.backend, request.allocator, object, id);
-        let record = Record { uid: owner.uid, gid: owner.gid, mode: request.mode, ..record };
+        let (uid, gid, memory) = (owner.uid, owner.gid, memory.clone());
+        let record = Record { uid, gid, mode: request.mode, memory, ..record };
         self.write(&record)?;
         // Died here, or anywhere up to the record's becoming ready: it says that whatever stands
         // there is to be removed.
@@ -199,11 +210,12 @@ impl Registry {
                 .map_err(|error| failed(&error))
         };
         let Some(object) = &record.object else {
-            let backend = MemfdMmap::create(name, size, capacity);
+            let backend = MemfdMmap::create_with(name, size, capacity, &record.memory);
             return Ok((init(Arc::new(backend.map_err(|error| failed(&error.into()))?))?, None));
         };
-        let backend = PosixShmMmap::create(object, size, capacity, OBJECT_MODE)
-            .map_err(|error| failed(&error.into()))?;
+        let backend =
+            PosixShmMmap::create_with(object, size, capacity, OBJECT_MODE, &record.memory)
+                .map_err(|error| failed(&error.into()))?;
         hshm_memory::crash_point!("daemon.object_made");
         // The lock goes first: another daemon that finds the object whole finds it locked.
         let made = ObjectLock::take(object)

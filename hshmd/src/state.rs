@@ -10,7 +10,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use hshm_memory::{AllocatorId, BackendKind};
+use hshm_memory::backend::HugePages;
+use hshm_memory::{AllocatorId, BackendKind, BackendOptions};
 use hshm_proto::AllocatorKind;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -38,8 +39,24 @@ pub(crate) struct Record {
     pub(crate) gid: u32,
     pub(crate) mode: u32,
     pub(crate) created_unix_ms: u64,
-    /// Last, because TOML wants tables after values.
+    /// After the rest, because TOML wants tables after values.
     pub(crate) id: AllocatorId,
+    /// How its memory was to be had. Records of earlier releases do not say.
+    #[serde(default)]
+    pub(crate) memory: BackendOptions,
+}
+
+impl Record {
+    /// How a mapping of what is there already is to be: what only creating can do is not done again,
+    /// and nothing is a reason to lose the segment.
+    pub(crate) fn memory_again(&self) -> BackendOptions {
+        let huge_pages = match self.memory.huge_pages {
+            HugePages::Require => HugePages::Try,
+            asked @ (HugePages::System | HugePages::Never | HugePages::Try | _) => asked,
+        };
+        let BackendOptions { huge_page_bytes, lock, .. } = self.memory;
+        BackendOptions { huge_pages, huge_page_bytes, lock, ..BackendOptions::default() }
+    }
 }
 
 /// How far a segment's creation or destruction has come.
@@ -75,6 +92,7 @@ impl Record {
             mode: 0o600,
             created_unix_ms: now_unix_ms(),
             id,
+            memory: BackendOptions::default(),
         }
     }
 }
