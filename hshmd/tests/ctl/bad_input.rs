@@ -27,6 +27,13 @@ fn a_request_that_cannot_be_met_is_one_line_and_creates_nothing() {
         ("create new --size 1M --worker-slots 0".into(), &["worker slots"]),
         ("create new --size 1M --custom-header 1G".into(), &["custom header"]),
         ("create new --size 1M --mode 7777".into(), &["mode"]),
+        ("create new --size 1M --backend malloc".into(), &["no malloc backends", "memfd"]),
+        ("create new --size 1M --numa bind:1000".into(), &["bind:1000", "nodes"]),
+        ("create new --size 1M --huge-pages try --huge-page-size 3M".into(), &["/sys/kernel/mm"]),
+        (
+            "create new --size 1M --backend memfd --huge-pages require --huge-page-size 64".into(),
+            &["huge pages (64 bytes)"],
+        ),
         ("grow there --size 15T".into(), &["capacity"]),
         ("grow there --size 0".into(), &["zero"]),
     ];

@@ -11,5 +11,6 @@ mod client;
 mod commands;
 mod doctor;
 mod harness;
+mod memory;
 mod paper;
 mod terminal;

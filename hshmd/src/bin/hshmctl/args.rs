@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 use clap_complete::Shell;
-use hshm_client::{AllocatorKind, BackendKind, OnExit};
+use hshm_client::{AllocatorKind, BackendKind, BackendOptions, HugePages, NumaPolicy, OnExit};
 use hshmd::size::parse_size;
 
 use crate::demo::{DemoArgs, PartArgs};
@@ -134,6 +134,44 @@ pub(crate) struct CreateArgs {
     /// Who may use it, as a file's permission bits in octal
     #[arg(long, value_name = "MODE", value_parser = parse_mode, default_value = "600")]
     pub(crate) mode: u32,
+    #[command(flatten)]
+    pub(crate) memory: MemoryArgs,
+}
+
+/// How a segment's memory is to be had.
+#[derive(Debug, clap::Args)]
+pub(crate) struct MemoryArgs {
+    /// Memory in huge pages: system (as it is set up), never, try or require. Those that a memfd has
+    /// are set aside at once (vm.nr_hugepages); a posix-shm asks for transparent ones, and populating
+    /// it has them for all who use it
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) huge_pages: HugePages,
+    /// How large huge pages are to be [default: the system's usual size]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) huge_page_size: Option<u64>,
+    /// Which nodes of the machine memory comes from: default, or bind:NODES, interleave:NODES or
+    /// preferred:NODES, with nodes as in 0,2-3
+    #[arg(long, value_name = "POLICY", default_value_t)]
+    pub(crate) numa: NumaPolicy,
+    /// The daemon keeps what it uses of the memory from being swapped out, which with --populate is
+    /// all of it; for root and the daemon's user
+    #[arg(long)]
+    pub(crate) lock: bool,
+    /// All of the memory at once, rather than as it is used
+    #[arg(long)]
+    pub(crate) populate: bool,
+}
+
+impl MemoryArgs {
+    pub(crate) fn options(&self) -> BackendOptions {
+        BackendOptions {
+            huge_pages: self.huge_pages,
+            huge_page_bytes: self.huge_page_size,
+            numa: self.numa.clone(),
+            lock: self.lock,
+            populate: self.populate,
+        }
+    }
 }
 
 fn parse_mode(text: &str) -> Result<u32, String> {

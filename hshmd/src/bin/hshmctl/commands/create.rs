@@ -1,5 +1,5 @@
 use anyhow::Result;
-use hshm_client::{Client, CreateOptions};
+use hshm_client::{BackendOptions, Client, CreateOptions};
 use hshmd::size::format_size;
 
 use crate::args::CreateArgs;
@@ -16,7 +16,13 @@ pub(super) fn run(client: &Client, args: &CreateArgs, ui: &mut Ui) -> Result<()>
         mode: args.mode,
         ..CreateOptions::new(&args.name, args.size)
     };
-    let segment = client.create(&options)?;
+    let memory = args.memory.options();
+    // What asks for nothing special is understood by every release of the daemon.
+    let segment = if memory == BackendOptions::default() {
+        client.create(&options)?
+    } else {
+        client.create_with(&options, &memory)?
+    };
     ui.show(&segment, |ui| {
         ui.line(format_args!(
             "created segment {}: {}, can grow to {}, {}, {} allocator, blocks of the dead: {}",

@@ -1,7 +1,7 @@
 use anyhow::Result;
 use hshm_client::{
-    ClassReport, Client, HeapReport, Inspection, OperationCounts, SegmentInfo, WorkerReport,
-    WorkerState,
+    ClassReport, Client, HeapReport, Inspection, Obtained, OperationCounts, SegmentInfo,
+    WorkerReport, WorkerState,
 };
 use hshmd::size::format_size;
 use serde::Serialize;
@@ -14,6 +14,7 @@ use crate::ui::Ui;
 #[derive(Serialize)]
 struct Inspected<'a> {
     segment: &'a SegmentInfo,
+    memory: &'a Obtained,
     heap: &'a HeapReport,
     external_fragmentation: f64,
     held_bytes: u64,
@@ -21,8 +22,10 @@ struct Inspected<'a> {
 
 pub(super) fn run(client: &Client, name: &str, ui: &mut Ui) -> Result<()> {
     let Inspection { segment, heap } = client.inspect(name)?;
+    let obtained = client.memory(name)?;
     let json = Inspected {
         segment: &segment,
+        memory: &obtained,
         heap: &heap,
         external_fragmentation: heap.external_fragmentation(),
         held_bytes: heap.held_bytes(),
@@ -32,7 +35,7 @@ pub(super) fn run(client: &Client, name: &str, ui: &mut Ui) -> Result<()> {
         ui.line(sheet(ui.form(), geometry(&segment, &heap)))?;
         ui.line("")?;
         ui.heading("memory")?;
-        ui.line(sheet(ui.form(), memory(&heap)))?;
+        ui.line(sheet(ui.form(), [pages(&obtained), memory(&heap)].concat()))?;
         ui.line("")?;
         ui.heading("size classes")?;
         classes(ui, &heap)?;
@@ -68,6 +71,20 @@ fn geometry(segment: &SegmentInfo, heap: &HeapReport) -> Vec<(&'static str, Stri
         rows.push(("unusable", problem.clone()));
     }
     rows
+}
+
+/// How the memory was had, as far as the daemon's own use of it shows.
+fn pages(obtained: &Obtained) -> Vec<(&'static str, String)> {
+    let resident = format_size(obtained.resident_bytes);
+    vec![
+        ("pages", format!("of {}", format_size(obtained.page_bytes))),
+        (
+            "huge pages",
+            format!("{} of the {resident} that the daemon uses", format_size(obtained.huge_bytes)),
+        ),
+        ("locked", format_size(obtained.locked_bytes)),
+        ("NUMA policy", obtained.numa.to_string()),
+    ]
 }
 
 fn memory(heap: &HeapReport) -> Vec<(&'static str, String)> {
