@@ -23,6 +23,64 @@ fn kill_at(operation: &Operation, point: &'static str, passes: u32) -> Result<bo
     Ok(killed)
 }
 
+/// Where a recovery may come by, from its beginning to its end, and how many are killed there in turn:
+/// one where the next need not come by again.
+const OF_RECOVERY: &[(&str, usize)] = &[
+    ("recover.taken", 3),
+    ("units.run_unbound", 1),
+    ("free.linked", 1),
+    ("free.pushed", 1),
+    ("page.adopted", 1),
+    ("recover.journal_done", 3),
+    ("page.saved", 1),
+    ("units.page_unbound", 1),
+    ("units.released", 1),
+    ("page.abandoned", 1),
+    ("slot.vacated", 3),
+];
+
+/// Who recovers is killed, who recovers from that is killed a little later, and so on, until one comes
+/// to the end. Returns how many died.
+fn kill_recoverers(operation: &Operation) -> Result<usize, String> {
+    let mut reached = Vec::new();
+    for &(point, times) in OF_RECOVERY {
+        if kill_at(operation, point, 0)? {
+            reached.extend(std::iter::repeat_n(point, times));
+        }
+    }
+    let stage = Stage::set(operation, arm, || {}, || {})?;
+    kill(stage.child, Signal::SIGKILL).map_err(|errno| errno.to_string())?;
+    process::wait(stage.child)?;
+    let mut deaths = 0;
+    for point in reached {
+        let recoverer = process::spawn(|| {
+            assert!(arm(point, 0));
+            (operation.run)(&stage.world);
+        })?;
+        if !process::was_killed(process::wait(recoverer)?)? {
+            // What was left of the work is done, and did not come by here any more.
+            break;
+        }
+        deaths += 1;
+    }
+    verdict::judge(operation, &stage.world, stage.before)?;
+    Ok(deaths)
+}
+
+#[test]
+fn a_recovery_that_is_killed_again_and_again_comes_to_its_end() {
+    let mut deaths = Vec::new();
+    for operation in OPERATIONS.iter().filter(|operation| {
+        operation.name.contains("recover ") || operation.name == "reclaim: recover"
+    }) {
+        let outcome = kill_recoverers(operation);
+        deaths.push(outcome.unwrap_or_else(|error| panic!("{}: {error}", operation.name)));
+    }
+    let _ = writeln!(std::io::stderr(), "{deaths:?} recoverers of one death killed in turn");
+    let (least, all) = (deaths.iter().min().copied(), deaths.iter().sum::<usize>());
+    assert!(least >= Some(4) && all >= 120, "{deaths:?}");
+}
+
 #[test]
 fn nothing_is_lost_at_any_crash_point() {
     let only = std::env::var("HSHM_CRASH_ONLY").unwrap_or_default();

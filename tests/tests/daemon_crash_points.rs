@@ -10,6 +10,7 @@ use std::path::Path;
 use hshm_client::{Client, CreateOptions, Segment};
 use hshm_memory::PosixShmMmap;
 use hshm_memory::crash::{CRASH_POINTS, arm};
+use hshm_tests::cells::Cells;
 use hshm_tests::crash::process;
 use hshm_tests::process::wait_until;
 use hshmd::config::Config;
@@ -205,6 +206,63 @@ fn a_daemon_killed_as_it_starts_leaves_whole_segments_or_none() {
             assert_eq!(killed, Ok(true), "it dies at {point}");
         }
         judge(&site, &Scene { point, left, act: creates, has_segment: false });
+    }
+}
+
+/// What a client does when it is killed, and where; and where the daemons are killed that recover
+/// what it held, each at its start but for the first.
+const RECOVERIES: &[(&str, &[&str])] = &[
+    ("into.taken", &["recover.taken", "free.linked", "recover.journal_done", "page.saved"]),
+    ("into.stored", &["recover.taken", "page.saved", "page.abandoned", "slot.vacated"]),
+    ("from.marked", &["recover.taken", "recover.taken", "free.linked", "slot.vacated"]),
+    ("from.freed", &["recover.journal_done", "recover.journal_done", "page.abandoned"]),
+];
+const CELLS: u64 = 32;
+
+/// Fills all cells and empties one, or dies before.
+fn fill_and_empty(client: &Client, point: &str) {
+    let segment = client.attach("one").unwrap();
+    let cells: Vec<_> = Cells::of(&segment).places().collect();
+    for (index, &cell) in cells.iter().enumerate().skip(1) {
+        segment.allocate_into(cell, [100, 3000, 70_000][index % 3]).unwrap();
+    }
+    assert!(arm(point, 0));
+    segment.allocate_into(cells[0], 100).unwrap();
+    // SAFETY: [owned] blocks in cells are used by nobody.
+    unsafe { segment.free_from(cells[1]) }.unwrap();
+}
+
+#[test]
+fn daemons_killed_while_they_recover_leave_it_to_the_next() {
+    for (death, points) in RECOVERIES {
+        let site = Site::new();
+        let mut daemon = site.start(Some(points[0]));
+        let client = site.connect();
+        let options = CreateOptions { custom_header_bytes: CELLS * 8, ..options() };
+        client.create(&options).unwrap();
+        let survivor = client.attach("one").unwrap();
+        let dying = process::spawn(|| fill_and_empty(&site.connect(), death)).unwrap();
+        assert_eq!(process::was_killed(process::wait(dying).unwrap()), Ok(true), "{death}");
+        for point in points.iter().skip(1).map(Some).chain([None]) {
+            assert_eq!(process::was_killed(process::wait(daemon).unwrap()), Ok(true), "{death}");
+            // Nobody waits for them.
+            let block = survivor.put_bytes(b"to be").unwrap();
+            // SAFETY: the block is ours.
+            unsafe { survivor.free(block) }.unwrap();
+            assert_eq!(survivor.holders().len(), 2, "{death}: the dead one's slot is not free yet");
+            daemon = site.start(point.copied());
+        }
+        let client = site.connect();
+        assert_eq!(client.status().unwrap().recovered_slots, 1, "{death}");
+        assert_eq!(survivor.holders().len(), 1, "{death}");
+        let check = client.check("one").unwrap();
+        assert!(check.is_clean(), "{death}: {check:?}");
+        let cells = Cells::of(&survivor);
+        cells.assert_balance();
+        cells.clear();
+        assert_eq!(survivor.report().allocated_bytes, 0, "{death}");
+        kill(daemon, Signal::SIGTERM).unwrap();
+        process::wait(daemon).unwrap();
     }
 }
 
