@@ -12,9 +12,10 @@ use hshm_tests::crash::stepper::{Theatre, Trace};
 /// Kills of each operation besides those after which the segment is another.
 const MORE: usize = 16;
 /// How often a kill is tried again when the process took another way than the one recorded: what the
-/// kernel tells of processes, in figures of more or fewer digits, is part of some operations.
+/// kernel tells of processes, in figures of more or fewer digits, is part of some operations. In the
+/// midst of reading such figures no two processes may be at the same place; nothing changes there.
 const TRIES: usize = 3;
-/// How often an operation is recorded anew at most before one more kill succeeds.
+/// How often an operation is recorded anew at most before a kill after a change succeeds.
 const RECORDS: usize = 20;
 /// Failures of each operation that are described.
 const SHOWN: usize = 3;
@@ -45,8 +46,11 @@ fn kill_in_all(chosen: fn(&Operation) -> bool) {
             tally.kill_in(operation, more);
         }
     }
-    let Tally { kills, records, changes, failures } = tally;
-    say(&format!("{kills} distinct kills, {changes} of them after a change; {records} recorded\n"));
+    let Tally { kills, records, changes, missed, failures } = tally;
+    say(&format!(
+        "{kills} distinct kills, {changes} of them after a change; {missed} instructions that change \
+         nothing were not met again; {records} recorded\n"
+    ));
     assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
     assert!(!only.is_empty() || kills > 100, "there are more operations than that");
 }
@@ -57,6 +61,8 @@ struct Tally {
     kills: usize,
     records: usize,
     changes: usize,
+    /// Instructions at which no process was again when it was to be killed.
+    missed: usize,
     failures: Vec<String>,
 }
 
@@ -84,20 +90,32 @@ impl Tally {
     fn kill_after_each(&mut self, operation: &Operation, more: usize) -> Result<Trace, String> {
         let mut theatre = Theatre::open(operation, arm)?;
         let (mut done, mut failed, mut stuck) = (None, 0, 0);
-        while stuck < RECORDS {
+        loop {
             let trace = theatre.record()?;
             self.records += 1;
-            stuck += 1;
             let mut chosen = trace.choose(more);
             chosen.retain(|steps| done < Some(*steps));
             let mut took_another_way = false;
             for steps in chosen {
-                match kill_after(&mut theatre, &trace, steps) {
-                    Ok(true) => self.kills += 1,
-                    Ok(false) => {
+                let is_change = trace.changes.binary_search(&steps).is_ok();
+                let tries = if stuck == 0 || is_change { TRIES } else { 1 };
+                match kill_after(&mut theatre, &trace, steps, tries) {
+                    Ok(true) => {
+                        self.kills += 1;
+                        stuck = 0;
+                    }
+                    Ok(false) if stuck == 0 || (is_change && stuck < RECORDS) => {
+                        stuck += 1;
                         took_another_way = true;
                         break;
                     }
+                    Ok(false) if is_change => {
+                        return Err(format!(
+                            "no process is again where the segment changed, {steps} steps on"
+                        ));
+                    }
+                    // Each of those tried was killed nearby, and what it left was judged.
+                    Ok(false) => self.missed += 1,
                     Err(error) => {
                         failed += 1;
                         if failed <= SHOWN {
@@ -106,19 +124,23 @@ impl Tally {
                         }
                     }
                 }
-                (done, stuck) = (Some(steps), 0);
+                done = Some(steps);
             }
             if !took_another_way {
                 return Ok(trace);
             }
         }
-        Err(format!("each of {RECORDS} times it takes another way than the one recorded"))
     }
 }
 
 /// Kills after `steps` steps. False if the process never goes that way.
-fn kill_after(theatre: &mut Theatre, trace: &Trace, steps: usize) -> Result<bool, String> {
-    for _ in 0..TRIES {
+fn kill_after(
+    theatre: &mut Theatre,
+    trace: &Trace,
+    steps: usize,
+    tries: usize,
+) -> Result<bool, String> {
+    for _ in 0..tries {
         if theatre.kill_after(trace, steps)? {
             return Ok(true);
         }
