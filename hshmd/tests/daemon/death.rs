@@ -107,10 +107,38 @@ fn a_client_that_hangs_keeps_what_it_has_and_hinders_nobody() {
     client.refused(RequestBody::Destroy { name: "a".into(), force: false }, ErrorCode::InUse);
     client.refused(RequestBody::Repair { name: "a".into() }, ErrorCode::InUse);
     kill(stopped, Signal::SIGCONT).unwrap();
+    // It looks at each of its blocks before it frees it.
     assert!(hanging.finish().starts_with("did "), "it goes on as if nothing had been");
     wait_until("its slot is free", || slots_in_use(&mut client, "a") == 0);
     check_is_clean(&mut client, "a");
     assert_eq!(client.status().recovered_slots, 5);
+}
+
+#[test]
+fn a_client_that_becomes_another_program_holds_its_slots_until_that_ends() {
+    let site = Site::new();
+    let config = site.write_config("sweep_interval_ms = 10\n");
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    // The program that it has become has a slot of its own beside the one that nobody uses any more.
+    let worker = Worker::start(&site.socket(), "a", Role::Replaced, None);
+    let neighbour = Worker::start(&site.socket(), "a", Role::Busy, None);
+    assert_eq!((slots_in_use(&mut client, "a"), holders(&mut client, "a")), (3, 2));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    // The process lives: nothing of it is taken.
+    assert_eq!(client.status().recovered_slots, 0);
+    worker.kill();
+    wait_until("both are recovered", || client.status().recovered_slots == 2);
+    assert_eq!((slots_in_use(&mut client, "a"), holders(&mut client, "a")), (1, 1));
+    // One that ends in order leaves the slot of the program that it was.
+    let worker = Worker::start(&site.socket(), "a", Role::Replaced, None);
+    assert!(worker.finish().starts_with("did "));
+    wait_until("that one is recovered", || client.status().recovered_slots == 3);
+    assert!(neighbour.finish().starts_with("did "));
+    wait_until("no slot is in use", || slots_in_use(&mut client, "a") == 0);
+    check_is_clean(&mut client, "a");
+    client.destroy("a", false).unwrap();
 }
 
 #[test]

@@ -4,8 +4,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use hshm_memory::OffsetPointer;
+use hshm_memory::{OffsetPointer, ThreadLocalAllocator};
 
 use crate::wire::Client;
 
@@ -20,6 +21,8 @@ pub(crate) enum Role {
     Disconnected,
     /// Allocates and frees until it is told to end.
     Busy,
+    /// Allocates, and then becomes another program, which is such a busy one.
+    Replaced,
     /// Tries to attach, and reports what it is told.
     Attach,
 }
@@ -94,6 +97,29 @@ fn say(text: &str) {
     out.flush().unwrap();
 }
 
+/// The first word of a block.
+fn word(allocator: &ThreadLocalAllocator, block: OffsetPointer) -> &AtomicU64 {
+    let address = allocator.resolve(block, 8).unwrap();
+    // SAFETY: [mapped] it was resolved, and blocks are aligned; [atomic] all use it like this.
+    unsafe { AtomicU64::from_ptr(address.cast().as_ptr()) }
+}
+
+/// What this process writes into a block.
+fn stamp(block: OffsetPointer) -> u64 {
+    block.offset_bytes() ^ u64::from(std::process::id()) << 40
+}
+
+/// Allocates a block and marks it as this process's.
+fn stamped(allocator: &ThreadLocalAllocator, bytes: usize) -> OffsetPointer {
+    let block = allocator.allocate(bytes).unwrap();
+    word(allocator, block).store(stamp(block), Ordering::Relaxed);
+    block
+}
+
+fn is_stamped(allocator: &ThreadLocalAllocator, block: OffsetPointer) -> bool {
+    word(allocator, block).load(Ordering::Relaxed) == stamp(block)
+}
+
 #[test]
 #[ignore = "a part that other tests start in a process of its own"]
 fn plays_a_worker() {
@@ -113,7 +139,13 @@ fn plays_a_worker() {
     let mut client = Client::connect(socket);
     let allocator = client.allocator(segment);
     let mut blocks: Vec<OffsetPointer> =
-        (0..100).map(|n| allocator.allocate(16 + n * 8).unwrap()).collect();
+        (0..100).map(|n| stamped(&allocator, 16 + n * 8)).collect();
+    if role == "Replaced" {
+        let mut program = Command::new(std::env::current_exe().unwrap());
+        program.args(std::env::args_os().skip(1));
+        let error = program.env(ROLE, format!("Busy {segment} {}", socket.display())).exec();
+        panic!("{error}");
+    }
     if role == "Disconnected" {
         drop(client);
     }
@@ -127,9 +159,10 @@ fn plays_a_worker() {
         });
         while end.try_recv() == Err(std::sync::mpsc::TryRecvError::Empty) {
             for block in &mut blocks {
+                assert!(is_stamped(&allocator, *block), "{block} was handed out twice");
                 // SAFETY: [owned] this worker allocated the block and told nobody of it.
                 unsafe { allocator.free(*block) }.unwrap();
-                *block = allocator.allocate(64).unwrap();
+                *block = stamped(&allocator, 64);
             }
             rounds += 1;
         }
