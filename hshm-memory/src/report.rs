@@ -167,7 +167,8 @@ pub struct RepairReport {
     pub owners_cleared: u64,
     /// Lists of free blocks that could not be followed. Their blocks count as allocated from now on.
     pub lists_dropped: u64,
-    /// Counts of a page's carved blocks or a run's units that contradicted its lists or tags.
+    /// Counts of a page's carved blocks or a run's units that contradicted its lists or tags. In a
+    /// table of pages: whatever contradicted the pages' headers.
     pub counts_corrected: u64,
     /// Units that were made part of the page or run again that says it has them.
     pub units_bound: u64,

@@ -1,14 +1,16 @@
 //! Segments whose allocator is not the thread-local one.
 
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use hshm_client::{
     Allocator, AllocatorKind, Client, CreateOptions, Error, ErrorCode, MemContext, OnExit,
     ScalablePageAllocator, SegmentAllocator, SegmentError, StackAllocator,
 };
 
-use crate::harness::{Daemon, wait_until};
+use crate::harness::{Daemon, assert_refused, wait_until};
 
 /// Says to a process of these tests that it is to allocate and free until it is killed.
 const SOCKET: &str = "HSHM_TEST_SCALABLE_SOCKET";
@@ -124,6 +126,107 @@ fn a_client_killed_at_work_stops_nobody() {
         unsafe { pages.free_offset_no_null_check(MemContext::DEFAULT, block) }.unwrap();
         wait_until("the daemon has seen it die", || daemon.json("list")[0]["sessions"] == 1);
     }
+}
+
+/// The memory behind a segment, and what its allocator counts as allocated.
+fn memory(daemon: &Daemon, name: &str) -> (File, u64) {
+    let inspected = daemon.json(&format!("inspect {name}"));
+    let object = inspected["segment"]["object"].as_str().unwrap().to_owned();
+    let file = OpenOptions::new().read(true).write(true).open(format!("/dev/shm/{object}"));
+    (file.unwrap(), inspected["heap"]["allocated_bytes"].as_u64().unwrap())
+}
+
+/// Adds to each word of the allocator's own header that holds `value`.
+fn raise(file: &File, value: u64) {
+    let mut header = [0; 4096];
+    file.read_exact_at(&mut header, 0).unwrap();
+    let places: Vec<_> =
+        header.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
+    let places: Vec<_> = (0..).zip(places).filter(|(_, word)| *word == value).collect();
+    assert!(!places.is_empty(), "no word of the header is {value}");
+    for (index, word) in places {
+        file.write_all_at(&(word + (1 << 40)).to_le_bytes(), index * 8).unwrap();
+    }
+}
+
+fn stdout(output: &Output, code: i32) -> String {
+    let text = String::from_utf8(output.stdout.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(code), "{text}{:?}", output.stderr);
+    text
+}
+
+#[test]
+fn a_page_table_is_repaired_but_for_the_headers_of_its_pages() {
+    let mut daemon = Daemon::start();
+    daemon.text("create pages --size 2M --allocator scalable-page");
+    let user = daemon.client().attach_as::<ScalablePageAllocator>("pages").unwrap();
+    let blocks = [9000, 77, 5000].map(|bytes| user.put_bytes(&vec![7; bytes]).unwrap());
+    assert_refused(&daemon.ctl("check pages --repair"), &["\"pages\"", "in use"]);
+    user.detach().unwrap();
+    let sound = daemon.json("check pages --repair");
+    assert_eq!((&sound["changed"], &sound["clean"]), (&false.into(), &true.into()), "{sound}");
+
+    // A sum: found, and made anew, by this daemon and by the next, which takes it out of use first.
+    for is_next in [false, true] {
+        let (file, allocated) = memory(&daemon, "pages");
+        raise(&file, allocated);
+        if is_next {
+            daemon.kill();
+            daemon.restart();
+            assert_refused(&daemon.ctl("check pages"), &["corrupt", "check --repair"]);
+        } else {
+            assert!(stdout(&daemon.ctl("check pages"), 3).contains("P5"));
+        }
+        let repaired = daemon.text("check pages --repair");
+        assert!(repaired.contains("counts and links corrected: 1"), "{repaired}");
+        assert!(repaired.contains("segment pages is sound"), "{repaired}");
+        assert_eq!(memory(&daemon, "pages").1, allocated);
+    }
+
+    // The header of a page, of which nothing tells.
+    let (file, _) = memory(&daemon, "pages");
+    file.write_all_at(&[0x5a; 16], blocks[1].offset_bytes() - 16).unwrap();
+    let repaired = stdout(&daemon.ctl("check pages --repair"), 3);
+    assert!(
+        repaired.contains("nothing could be repaired") && repaired.contains("P1"),
+        "{repaired}"
+    );
+    // What can be read still is.
+    let user = daemon.client().attach_as::<ScalablePageAllocator>("pages").unwrap();
+    let mut bytes = [0; 9000];
+    user.read_bytes(blocks[0], &mut bytes).unwrap();
+    assert!(bytes.iter().all(|&byte| byte == 7));
+    user.detach().unwrap();
+    daemon.text("destroy pages");
+}
+
+#[test]
+fn an_arena_is_checked_and_has_nothing_to_be_repaired() {
+    let mut daemon = Daemon::start();
+    daemon.text("create arena --size 2M --allocator stack");
+    let user = daemon.client().attach_as::<StackAllocator>("arena").unwrap();
+    let blocks = [9000, 77, 5000].map(|bytes| user.put_bytes(&vec![7; bytes]).unwrap());
+    let all = memory(&daemon, "arena").1;
+    // SAFETY: [owned] nobody else knows of it.
+    unsafe { user.free_offset_no_null_check(MemContext::DEFAULT, blocks[0]) }.unwrap();
+    user.detach().unwrap();
+    let sound = daemon.json("check arena --repair");
+    assert_eq!((&sound["changed"], &sound["clean"]), (&false.into(), &true.into()), "{sound}");
+    // More is free than was ever allocated: nothing tells how much it was.
+    let (file, left) = memory(&daemon, "arena");
+    raise(&file, all - left);
+    for line in ["check arena", "check arena --repair"] {
+        assert!(stdout(&daemon.ctl(line), 3).contains("S2"), "{line}");
+    }
+    daemon.kill();
+    daemon.restart();
+    assert_refused(&daemon.ctl("check arena"), &["corrupt"]);
+    let repaired = stdout(&daemon.ctl("check arena --repair"), 3);
+    assert!(
+        repaired.contains("nothing could be repaired") && repaired.contains("S2"),
+        "{repaired}"
+    );
+    daemon.text("destroy arena");
 }
 
 /// Not a test by itself: what the process does that is killed.

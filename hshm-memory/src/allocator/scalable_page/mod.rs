@@ -180,11 +180,14 @@ impl ScalablePageAllocator {
     }
 
     /// Makes anew what follows from the pages' headers. A header that was overwritten stands in
-    /// [`RepairReport::remaining`].
+    /// [`RepairReport::remaining`], and nothing is changed then.
     pub(super) fn repair(&self) -> Result<RepairReport, AllocError> {
+        let found = self.check().violations_total;
         match self.locked(|heap| heap.mend()) {
             Ok(()) | Err(AllocError::Corrupt { .. }) => {
-                Ok(RepairReport { remaining: self.check(), ..RepairReport::default() })
+                let remaining = self.check();
+                let counts_corrected = found.saturating_sub(remaining.violations_total);
+                Ok(RepairReport { counts_corrected, remaining, ..RepairReport::default() })
             }
             Err(error) => Err(error),
         }

@@ -324,3 +324,34 @@ proptest! {
         assert_empty(&heap);
     }
 }
+
+#[test]
+fn a_repair_makes_anew_what_follows_from_the_headers_and_says_so() {
+    let heap = heap(MIB, MIB);
+    let blocks = [100, 2000, 300, 16].map(|bytes| allocate(&heap, bytes));
+    free(&heap, blocks[1]).unwrap();
+    let report = heap.repair().unwrap();
+    assert!(!report.is_changed() && report.remaining.is_clean(), "{report:?}");
+    let table = heap.table();
+    let words = [&table.allocated_bytes, &table.last_granules, &table.filled[0]];
+    // And what the third page knows of the one before.
+    let told = heap.segment().word(blocks[2].offset_bytes() - 8).unwrap();
+    for word in words.into_iter().chain(&table.caches).chain([told]) {
+        let before = word.fetch_add(3, Ordering::Relaxed);
+        assert!(!heap.check().is_clean());
+        let report = heap.repair().unwrap();
+        assert!(report.counts_corrected > 0 && report.remaining.is_clean(), "{report:?}");
+        assert_eq!(word.load(Ordering::Relaxed), before);
+    }
+    // A header is not guessed.
+    let header = heap.segment().word(blocks[2].offset_bytes() - 16).unwrap();
+    let before = header.swap(0x5a5a, Ordering::Relaxed);
+    table.allocated_bytes.fetch_add(3, Ordering::Relaxed);
+    let report = heap.repair().unwrap();
+    assert!(!report.is_changed());
+    assert_eq!(report.remaining.violations[0].invariant, "P1");
+    header.store(before, Ordering::Relaxed);
+    assert!(heap.repair().unwrap().remaining.is_clean());
+    [0, 2, 3].into_iter().for_each(|index| free(&heap, blocks[index]).unwrap());
+    assert_empty(&heap);
+}

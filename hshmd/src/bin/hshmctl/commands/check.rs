@@ -62,7 +62,7 @@ fn done(report: &RepairReport) -> [(u64, &'static str); 8] {
         (recovered.pages_abandoned, "pages left for others to adopt"),
         (report.owners_cleared, "units taken from slots that nobody held"),
         (report.units_bound, "units bound to their page or large block again"),
-        (report.counts_corrected, "counts corrected"),
+        (report.counts_corrected, "counts and links corrected"),
         (report.lists_dropped, "free lists dropped, whose blocks count as allocated now"),
     ]
 }
