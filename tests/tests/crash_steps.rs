@@ -7,6 +7,8 @@ use std::time::Instant;
 
 use hshm_memory::crash::arm;
 use hshm_tests::crash::operations::{OPERATIONS, Operation};
+use hshm_tests::crash::scalable;
+use hshm_tests::crash::stage::Stage;
 use hshm_tests::crash::stepper::{Theatre, Trace};
 
 /// Kills of each operation besides those after which the segment is another.
@@ -22,15 +24,43 @@ const SHOWN: usize = 3;
 
 #[test]
 fn nothing_is_lost_after_any_instruction_of_a_worker() {
-    kill_in_all(|operation| operation.victim.is_none());
+    kill_in_all(OPERATIONS.iter().filter(|operation| operation.victim.is_none()).map(act));
 }
 
 #[test]
 fn nothing_is_lost_after_any_instruction_of_a_recovery() {
-    kill_in_all(|operation| operation.victim.is_some());
+    kill_in_all(OPERATIONS.iter().filter(|operation| operation.victim.is_some()).map(act));
 }
 
-fn kill_in_all(chosen: fn(&Operation) -> bool) {
+#[test]
+fn nothing_is_lost_after_any_instruction_under_the_lock_of_a_page_table() {
+    kill_in_all(scalable::operations::OPERATIONS.iter().map(|operation| Act {
+        name: operation.name,
+        copies: false,
+        open: Box::new(move || {
+            Theatre::open(move |begin| scalable::Stage::set(operation, arm, begin, nothing as fn()))
+        }),
+    }));
+}
+
+/// Not a closure: each would be a copy of what the process runs of its own, elsewhere in the program.
+fn nothing() {}
+
+/// An operation to be killed in.
+struct Act {
+    name: &'static str,
+    /// Whether most of its instructions only copy what a block holds.
+    copies: bool,
+    open: Box<dyn Fn() -> Result<Theatre, String>>,
+}
+
+fn act(operation: &'static Operation) -> Act {
+    let set = move |begin: fn()| Stage::set(operation, arm, begin, nothing as fn());
+    let open = Box::new(move || Theatre::open(set));
+    Act { name: operation.name, copies: operation.copies, open }
+}
+
+fn kill_in_all(acts: impl Iterator<Item = Act>) {
     let only = std::env::var("HSHM_CRASH_ONLY").unwrap_or_default();
     let more = match std::env::var("HSHM_CRASH_STEPS") {
         Ok(word) if word == "all" => usize::MAX,
@@ -38,12 +68,9 @@ fn kill_in_all(chosen: fn(&Operation) -> bool) {
         Err(_) => MORE,
     };
     let mut tally = Tally::default();
-    for operation in OPERATIONS {
-        if operation.name.contains(&only)
-            && (more == usize::MAX || !operation.copies)
-            && chosen(operation)
-        {
-            tally.kill_in(operation, more);
+    for act in acts {
+        if act.name.contains(&only) && (more == usize::MAX || !act.copies) {
+            tally.kill_in(&act, more);
         }
     }
     let Tally { kills, records, changes, missed, failures } = tally;
@@ -67,17 +94,17 @@ struct Tally {
 }
 
 impl Tally {
-    fn kill_in(&mut self, operation: &Operation, more: usize) {
+    fn kill_in(&mut self, act: &Act, more: usize) {
         let start = Instant::now();
         let (before, failed) = (self.kills, self.failures.len());
-        let trace = self.kill_after_each(operation, more).unwrap_or_else(|error| {
-            self.failures.push(format!("{}: {error}", operation.name));
+        let trace = self.kill_after_each(act, more).unwrap_or_else(|error| {
+            self.failures.push(format!("{}: {error}", act.name));
             Trace::default()
         });
         self.changes += trace.changes.len();
         say(&format!(
             "{:48} {:6} instructions, {:4} changes, {:6} kills, {:3} failures, {:5.1} s\n",
-            operation.name,
+            act.name,
             trace.len(),
             trace.changes.len(),
             self.kills - before,
@@ -87,8 +114,8 @@ impl Tally {
     }
 
     /// Kills after each change, and after `more` other instructions.
-    fn kill_after_each(&mut self, operation: &Operation, more: usize) -> Result<Trace, String> {
-        let mut theatre = Theatre::open(operation, arm)?;
+    fn kill_after_each(&mut self, act: &Act, more: usize) -> Result<Trace, String> {
+        let mut theatre = (act.open)()?;
         let (mut done, mut failed, mut stuck) = (None, 0, 0);
         loop {
             let trace = theatre.record()?;
@@ -119,7 +146,7 @@ impl Tally {
                     Err(error) => {
                         failed += 1;
                         if failed <= SHOWN {
-                            let place = format!("{}, after {steps}", operation.name);
+                            let place = format!("{}, after {steps}", act.name);
                             self.failures.push(format!("{place}: {error}"));
                         }
                     }

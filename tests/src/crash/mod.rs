@@ -2,10 +2,12 @@
 //!
 //! [`operations`] lists what a process may be about when it dies. Two tests go through the list: one
 //! kills at each crash point, one at single instructions ([`stepper`]). After each death a survivor
-//! recovers the segment and puts it to the [`verdict`].
+//! recovers the segment and puts it to the [`verdict`]. [`scalable`] has the same for the allocator whose
+//! one table is under a lock.
 
 pub mod operations;
 pub mod process;
+pub mod scalable;
 pub mod stage;
 #[cfg(target_arch = "x86_64")]
 pub mod stepper;

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, raise};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, fork};
 
@@ -36,6 +36,14 @@ pub fn spawn(work: impl FnOnce()) -> Result<Pid, String> {
             unsafe { libc::_exit(code) }
         }
     }
+}
+
+/// Stops this process until another lets it go on.
+///
+/// # Panics
+/// If it cannot be stopped.
+pub fn stop() {
+    raise(Signal::SIGSTOP).expect("a process can stop itself");
 }
 
 /// Waits until a child changes its state.

@@ -1,18 +1,37 @@
 //! Setting the scene for a death: the survivor's preparations, an earlier victim, and the process
 //! that is to die, stopped right before it begins.
 
-use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::operations::{OPERATIONS, Operation};
 use super::process;
-use super::verdict::Before;
+use super::verdict::{self, Before};
 use super::world::{Arm, World};
+
+/// A process that waits for its death, and what must be true after it.
+pub trait Scene {
+    /// The process.
+    fn child(&self) -> Pid;
+
+    /// The whole segment, to be looked at while nobody writes to it.
+    fn bytes(&self) -> &[u8];
+
+    /// Whether the process has done what it was to do.
+    fn is_finished(&self) -> bool;
+
+    /// Recovers what the process, which is dead now, left.
+    ///
+    /// # Errors
+    /// What is not as it must be.
+    fn judge(&self) -> Result<(), String>;
+}
 
 /// A segment and a process that waits for its death.
 #[derive(Debug)]
 pub struct Stage {
+    operation: Operation,
     /// The segment.
     pub world: World,
     /// What it holds if nothing happens.
@@ -52,7 +71,25 @@ impl Stage {
         if operation.victim.is_none() {
             before = before.ready(operation, &world)?;
         }
-        Ok(Self { world, before, child })
+        Ok(Self { operation: *operation, world, before, child })
+    }
+}
+
+impl Scene for Stage {
+    fn child(&self) -> Pid {
+        self.child
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.world.bytes()
+    }
+
+    fn is_finished(&self) -> bool {
+        self.world.is_finished()
+    }
+
+    fn judge(&self) -> Result<(), String> {
+        verdict::judge(&self.operation, &self.world, self.before).map(drop)
     }
 }
 
@@ -63,16 +100,21 @@ fn stopped_before(
     begin: fn(),
     last: impl FnOnce(),
 ) -> Result<Pid, String> {
-    let child = process::spawn(|| {
+    stopped(|| {
         // Who this process is, is looked up once, and not what is to be tested.
         let _ = hshm_memory::ProcessId::current();
         (operation.setup)(world);
         begin();
-        raise(Signal::SIGSTOP).expect("a process can stop itself");
+        process::stop();
         last();
         (operation.run)(world);
         world.finish();
-    })?;
+    })
+}
+
+/// A process that runs `work`, which stops it once, when it has stopped.
+pub(super) fn stopped(work: impl FnOnce()) -> Result<Pid, String> {
+    let child = process::spawn(work)?;
     match waitpid(child, Some(WaitPidFlag::WUNTRACED)) {
         Ok(WaitStatus::Stopped(_, Signal::SIGSTOP)) => Ok(child),
         status => Err(format!("the process was to make its preparations, but {status:?}")),

@@ -17,11 +17,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::operations::Operation;
 use super::process;
-use super::stage::Stage;
-use super::verdict;
-use super::world::Arm;
+use super::stage::Scene;
 use super::zygote::Zygote;
 
 /// How far before the instruction a breakpoint may be.
@@ -67,9 +64,6 @@ impl Trace {
     }
 }
 
-/// Not a closure: each would be a copy of what the process runs of its own, elsewhere in the program.
-fn nothing() {}
-
 fn traced() {
     ptrace::traceme().expect("a process can be traced by its parent");
 }
@@ -85,19 +79,24 @@ const KILL: u64 = 1;
 const OVER: u64 = 0;
 
 impl Theatre {
-    /// Makes it ready for `operation`.
+    /// Makes it ready for the operation that `set` sets the scene for: a process that calls what it
+    /// is given and then stops, and goes on to its end. It is set alike each time, by the same code.
     ///
     /// # Errors
     /// If there can be no more processes.
-    pub fn open(operation: &Operation, arm: Arm) -> Result<Self, String> {
-        let operation = *operation;
+    pub fn open<S: Scene>(
+        set: impl Fn(fn()) -> Result<S, String> + 'static,
+    ) -> Result<Self, String> {
         let zygote = Zygote::start(move |request| {
             let [what, address, earlier, steps, expected] = request;
-            let outcome = if what == RECORD {
-                record(&operation, arm)
-            } else {
-                kill_after(&operation, arm, (address, earlier), steps, expected)
-            };
+            let scene = set(traced);
+            let outcome = scene.and_then(|scene| {
+                if what == RECORD {
+                    record(&scene)
+                } else {
+                    kill_after(&scene, (address, earlier), steps, expected)
+                }
+            });
             match outcome {
                 Ok(mut words) => {
                     words.insert(0, 1);
@@ -157,16 +156,15 @@ impl Theatre {
     }
 }
 
-/// Runs one process through the operation. Returns the address of each instruction, with [`CHANGES`]
+/// Runs the process through the operation. Returns the address of each instruction, with [`CHANGES`]
 /// where the segment was another afterwards.
-fn record(operation: &Operation, arm: Arm) -> Result<Vec<u64>, String> {
-    let stage = Stage::set(operation, arm, traced, nothing as fn())?;
+fn record(scene: &impl Scene) -> Result<Vec<u64>, String> {
     let mut addresses = Vec::new();
-    let mut seen = stage.world.bytes().to_vec();
-    while !stage.world.is_finished() {
-        let address = address_of(stage.child)?;
-        step(stage.child)?;
-        let now = stage.world.bytes();
+    let mut seen = scene.bytes().to_vec();
+    while !scene.is_finished() {
+        let address = address_of(scene.child())?;
+        step(scene.child())?;
+        let now = scene.bytes();
         let is_change = now != seen;
         if is_change {
             seen.clear();
@@ -177,33 +175,32 @@ fn record(operation: &Operation, arm: Arm) -> Result<Vec<u64>, String> {
             return Err("it does not come to an end".to_owned());
         }
     }
-    end(stage.child)?;
-    verdict::judge(operation, &stage.world, stage.before)?;
+    end(scene.child())?;
+    scene.judge()?;
     Ok(addresses)
 }
 
-/// Kills a process `steps` steps after it has met an instruction `earlier` times and is about to meet
-/// it again. Returns 1 if it was at the instruction `expected` then.
+/// Kills the process `steps` steps after it has met an instruction `earlier` times and is about to
+/// meet it again. Returns 1 if it was at the instruction `expected` then.
 fn kill_after(
-    operation: &Operation,
-    arm: Arm,
+    scene: &impl Scene,
     (address, earlier): (u64, u64),
     steps: u64,
     expected: u64,
 ) -> Result<Vec<u64>, String> {
-    let stage = Stage::set(operation, arm, traced, nothing as fn())?;
-    if !run_to(stage.child, address, earlier)? {
+    let child = scene.child();
+    if !run_to(child, address, earlier)? {
         return Ok(vec![0]);
     }
     for _ in 0..steps {
-        step(stage.child)?;
+        step(child)?;
     }
     let is_there = match expected {
-        OVER => stage.world.is_finished(),
-        next => address_of(stage.child)? == next,
+        OVER => scene.is_finished(),
+        next => address_of(child)? == next,
     };
-    end(stage.child)?;
-    verdict::judge(operation, &stage.world, stage.before)?;
+    end(child)?;
+    scene.judge()?;
     Ok(vec![u64::from(is_there)])
 }
 
