@@ -19,6 +19,8 @@ const MORE: usize = 16;
 const TRIES: usize = 3;
 /// How often an operation is recorded anew at most before a kill after a change succeeds.
 const RECORDS: usize = 20;
+/// Misses after which it is recorded anew: the way recorded may have been a rare one.
+const MISSES: usize = 32;
 /// Failures of each operation that are described.
 const SHOWN: usize = 3;
 
@@ -142,7 +144,10 @@ impl Tally {
                         ));
                     }
                     // Each of those tried was killed nearby, and what it left was judged.
-                    Ok(false) => self.missed += 1,
+                    Ok(false) => {
+                        self.missed += 1;
+                        stuck = if self.missed.is_multiple_of(MISSES) { 0 } else { stuck };
+                    }
                     Err(error) => {
                         failed += 1;
                         if failed <= SHOWN {
