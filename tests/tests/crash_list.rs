@@ -20,10 +20,12 @@ Where it is not said, whoever recovers the dead process's worker slots does: the
 one, any process that asks for it. Recovery may be killed itself, and is done again then.
 
 Each window has a crash point in the code (`crash_point!`), at which tests kill a real process with
-SIGKILL, in each operation that comes by there; a point that no test comes by fails them
-(`tests/tests/crash_points.rs`, `tests/tests/daemon_crash_points.rs`). Besides, processes are killed
-after single instructions of each operation, wherever those are (`tests/tests/crash_steps.rs`), and at
-random by the hundred (`kill-storm`).
+SIGKILL, in each operation that comes by there; a point that no test comes by fails them:
+`tests/tests/crash_points.rs`, `scalable_crash.rs`, `collections` and `daemon_crash_points.rs`. Who
+recovers is killed as well, and who recovers from that, up to fourteen one after the other. Besides,
+processes are killed after single instructions of each operation, wherever those are
+(`crash_steps.rs`; after each one with `HSHM_CRASH_STEPS=all`), many at once (`deaths_at_once.rs`), and
+at random by the hundred (`kill-storm`).
 
 This page is made from the code and compared with it by `tests/tests/crash_list.rs`, which writes it if
 `HSHM_WRITE_DOCS=1` is set.
