@@ -1,16 +1,20 @@
-//! What a starting daemon makes of the records and objects that it finds.
+//! What a starting daemon makes of the records and objects that it finds, and of the files that the
+//! service manager kept for it.
 //!
-//! | record | object | what is done |
-//! |---|---|---|
-//! | creating or destroying | any | the object is removed, then the record |
-//! | ready | there | validated; adopted, or kept as unusable |
-//! | ready | gone, or a memfd | the record is dropped |
-//! | none | there, with our prefix | validated; adopted if it is whole, else left alone |
+//! | record | object | kept | what is done |
+//! |---|---|---|---|
+//! | creating or destroying | any | any | the object is removed and the file let go of, then the record |
+//! | ready | there | the same, or none | validated; adopted, or kept as unusable |
+//! | ready | gone, another, or a memfd | there | the same, without a name from now on |
+//! | ready | gone, or a memfd | none | the record is dropped |
+//! | none | there, with our prefix | any | validated; adopted if it is whole, else left alone |
+//! | none | none | there | the same |
 //!
 //! An object that another daemon holds a lock on is never touched.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,9 +22,11 @@ use hshm_memory::{
     AllocatorId, AnyAllocator, BackendError, BackendKind, BackendOptions, PosixShmMmap,
     SegmentError,
 };
+use nix::sys::stat::fstat;
 use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
+use crate::manager::{KeptFiles, KeptName};
 use crate::registry::{Registry, take_or_absent, unlink};
 use crate::segment::{Heap, ObjectLock, Segment, UNUSABLE};
 use crate::size::format_size;
@@ -32,7 +38,7 @@ impl Registry {
     /// # Errors
     /// If the state directory cannot be read or written. A single segment that cannot be used is
     /// no error.
-    pub(crate) fn adopt_all(&self) -> Result<(), DaemonError> {
+    pub(crate) fn adopt_all(&self, mut kept: KeptFiles) -> Result<(), DaemonError> {
         let (records, broken) = self.state.records()?;
         for (file, why) in broken {
             warn!(file, why, "a record cannot be understood and is set aside");
@@ -40,18 +46,17 @@ impl Registry {
             set_aside.map_err(|e| DaemonError::file("cannot rename record", &file, e))?;
         }
         for record in records {
+            let file = kept.remove(&KeptName::from(&record));
             match record.phase {
-                Phase::Ready => self.adopt(record)?,
+                Phase::Ready => self.adopt(record, file)?,
                 Phase::Creating | Phase::Destroying => self.finish_removal(record)?,
             }
         }
         match self.namespace.objects() {
-            Ok(objects) => objects.iter().try_for_each(|object| self.adopt_orphan(object)),
-            Err(error) => {
-                warn!(%error, "cannot look for segments without a record");
-                Ok(())
-            }
+            Ok(objects) => objects.iter().try_for_each(|object| self.adopt_orphan(object))?,
+            Err(error) => warn!(%error, "cannot look for segments without a record"),
         }
+        kept.into_iter().try_for_each(|(name, file)| self.adopt_kept(&name, &file))
     }
 
     /// Finishes what the daemon before this one was doing when it died.
@@ -62,36 +67,62 @@ impl Registry {
             self.insert(Segment::new(record, heap, None));
             return Ok(());
         }
+        self.manager.forget(&KeptName::from(&record));
         hshm_memory::crash_point!("daemon.removal_half_done");
         info!(segment = record.name, phase = ?record.phase, "removed a half-made segment");
         self.drop_record(&record)
     }
 
-    fn adopt(&self, record: Record) -> Result<(), DaemonError> {
-        let Some(object) = record.object.clone() else {
-            warn!(
-                segment = record.name,
-                "dropped: its memory, a memfd, went with the daemon that owned it"
-            );
-            return self.drop_record(&record);
-        };
-        let file = match PosixShmMmap::open(&object) {
-            Ok(file) => file,
-            Err(BackendError::NotFound { .. }) => {
-                warn!(segment = record.name, object, "dropped: its object is gone");
-                return self.drop_record(&record);
-            }
-            Err(error) => {
+    fn adopt(&self, record: Record, kept: Option<OwnedFd>) -> Result<(), DaemonError> {
+        let named = match record.object.as_deref().map(PosixShmMmap::open) {
+            Some(Ok(file)) => Some(file),
+            None | Some(Err(BackendError::NotFound { .. })) => None,
+            Some(Err(error)) => {
                 self.insert(quarantined(record, error.to_string(), 0, None));
                 return Ok(());
             }
         };
-        match ObjectLock::take(&object) {
-            Ok(lock) => self.insert(validated(record, file, lock)),
-            Err(why) => self.insert(quarantined(record, why, 0, None)),
+        let was_kept = kept.is_some();
+        let segment = match (record.object.clone(), named, kept) {
+            (Some(object), Some(file), kept) if kept.iter().all(|kept| is_same(kept, &file)) => {
+                match ObjectLock::take(&object) {
+                    Ok(lock) => validated(record, file, Some(lock)),
+                    Err(why) => quarantined(record, why, 0, None),
+                }
+            }
+            (_, _, Some(file)) => validated(self.nameless(record)?, file, None),
+            (Some(object), _, None) => {
+                warn!(segment = record.name, object, "dropped: its object is gone");
+                return self.drop_record(&record);
+            }
+            (None, _, None) => {
+                warn!(
+                    segment = record.name,
+                    "dropped: its memory, a memfd, went with the daemon that owned it"
+                );
+                return self.drop_record(&record);
+            }
         };
+        // A daemon before this one may have had nobody to keep it.
+        if let Some(allocator) = segment.usable().filter(|_| !was_kept) {
+            self.keep(&segment.record, allocator);
+        }
+        self.insert(segment);
         hshm_memory::crash_point!("daemon.adopting");
         Ok(())
+    }
+
+    /// The record of a segment that is found by the file that was kept alone. What stands under its
+    /// object's name by now, if anything, is not its own.
+    fn nameless(&self, record: Record) -> Result<Record, DaemonError> {
+        let Some(object) = &record.object else { return Ok(record) };
+        warn!(
+            segment = record.name,
+            object, "its object was taken away; it goes on without a name"
+        );
+        let record = Record { object: None, ..record };
+        self.write_found(&record)?;
+        Ok(record)
     }
 
     /// Adopts an object of this namespace that no record tells of: the state directory was lost, or
@@ -117,16 +148,59 @@ impl Registry {
             Ok(allocator) => allocator,
             Err(why) => return left_alone(&why),
         };
-        let backend = BackendKind::PosixShm;
         let (kind, id) = (allocator.kind(), allocator.id());
-        let record = Record::creating(name, backend, kind, Some(object.to_owned()), id);
+        let object = Some(object.to_owned());
+        let record = Record::creating(name, BackendKind::PosixShm, kind, object, id);
+        self.adopt_without_record(record, allocator, Some(lock))
+    }
+
+    /// Adopts a file that was kept, and of which no record tells.
+    fn adopt_kept(&self, name: &KeptName, file: &OwnedFd) -> Result<(), DaemonError> {
+        if self.get(&name.segment).is_ok() {
+            // It is that segment's under another name, or was its predecessor's.
+            self.manager.forget(name);
+            return Ok(());
+        }
+        let opened = |backend| {
+            let file = file.try_clone().map_err(copy_failed)?;
+            AnyAllocator::open_fd(backend, file).map(|allocator| (backend, allocator))
+        };
+        let opened = opened(BackendKind::Memfd).or_else(|_| opened(BackendKind::PosixShm));
+        let (backend, allocator) = match opened {
+            Ok(opened) => opened,
+            Err(why) => {
+                warn!(%name, %why, "a kept file without a record is left alone");
+                return Ok(());
+            }
+        };
+        let (kind, id) = (allocator.kind(), allocator.id());
+        let record = Record::creating(&name.segment, backend, kind, None, id);
+        let record = Record { created_unix_ms: name.created_unix_ms, ..record };
+        self.adopt_without_record(record, allocator, None)
+    }
+
+    fn adopt_without_record(
+        &self,
+        record: Record,
+        allocator: AnyAllocator,
+        lock: Option<ObjectLock>,
+    ) -> Result<(), DaemonError> {
         let record = Record { phase: Phase::Ready, ..record };
         hshm_memory::crash_point!("daemon.orphan_found");
-        let written = self.state.write(&record);
-        written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))?;
-        info!(segment = name, object, "adopted a segment that had no record");
-        self.insert(Segment::new(record, Heap::Usable(allocator), Some(Arc::new(lock))));
+        self.write_found(&record)?;
+        info!(
+            segment = record.name,
+            object = record.object,
+            "adopted a segment that had no record"
+        );
+        self.keep(&record, &allocator);
+        self.insert(Segment::new(record, Heap::Usable(allocator), lock.map(Arc::new)));
         Ok(())
+    }
+
+    fn write_found(&self, record: &Record) -> Result<(), DaemonError> {
+        let written = self.state.write(record);
+        written.map_err(|e| DaemonError::file("cannot write a record in", self.state.path(), e))
     }
 
     /// Walks the heaps that no living process uses, and takes those out of use that are corrupt. In
@@ -174,7 +248,8 @@ fn quarantined(
 }
 
 /// The segment in `file`, if its bytes are those of one.
-fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
+fn validated(record: Record, file: OwnedFd, lock: Option<ObjectLock>) -> Segment {
+    let lock = lock.map(Arc::new);
     let bytes = file.try_clone().map(File::from).and_then(|file| file.metadata());
     let bytes = bytes.map_or(0, |metadata| metadata.len());
     match open_again(&record, file) {
@@ -190,9 +265,9 @@ fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
             }
             let record = Record { allocator: kind, ..record };
             info!(segment = record.name, size, "adopted");
-            Segment::new(record, Heap::Usable(allocator), Some(Arc::new(lock)))
+            Segment::new(record, Heap::Usable(allocator), lock)
         }
-        Err(error) => quarantined(record, error.to_string(), bytes, Some(Arc::new(lock))),
+        Err(error) => quarantined(record, error.to_string(), bytes, lock),
     }
 }
 
@@ -200,9 +275,7 @@ fn validated(record: Record, file: OwnedFd, lock: ObjectLock) -> Segment {
 fn open_again(record: &Record, file: OwnedFd) -> Result<AnyAllocator, SegmentError> {
     let memory = record.memory_again();
     if memory != BackendOptions::default() {
-        let wanted = file.try_clone().map_err(|source| {
-            SegmentError::Backend(BackendError::System { what: "cannot copy a descriptor", source })
-        })?;
+        let wanted = file.try_clone().map_err(copy_failed)?;
         match AnyAllocator::open_fd_with(record.backend, wanted, &memory) {
             Err(SegmentError::Backend(error)) => {
                 warn!(segment = record.name, %error, "its memory is not had as it was wanted");
@@ -211,6 +284,16 @@ fn open_again(record: &Record, file: OwnedFd) -> Result<AnyAllocator, SegmentErr
         }
     }
     AnyAllocator::open_fd(record.backend, file)
+}
+
+fn copy_failed(source: io::Error) -> SegmentError {
+    SegmentError::Backend(BackendError::System { what: "cannot copy a descriptor", source })
+}
+
+/// Whether both are the same file.
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    let identity = |fd: &OwnedFd| fstat(fd.as_fd()).map(|found| (found.st_dev, found.st_ino));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 /// Takes the name of a half-made segment's object away, unless another daemon has it.

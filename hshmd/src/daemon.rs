@@ -15,6 +15,7 @@ use tracing::{error, info, warn};
 use crate::config::Config;
 use crate::error::DaemonError;
 use crate::listen::Listener;
+use crate::manager::{Inherited, Manager};
 use crate::metrics::{self, Counted};
 use crate::paths::Namespace;
 use crate::processes::Processes;
@@ -60,6 +61,7 @@ pub(crate) struct Shared {
 /// # Errors
 /// Why it could not start. Segments that cannot be used are no reason: they are listed as such.
 pub fn run(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonError> {
+    let inherited = Inherited::take()?;
     raise_descriptor_limit();
     hshm_memory::backend::survive_truncation().map_err(|error| {
         DaemonError::system("cannot prepare for damaged segments", io::Error::other(error))
@@ -69,30 +71,43 @@ pub fn run(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonE
         .max_blocking_threads(BLOCKING_THREADS)
         .build()
         .map_err(|error| DaemonError::system("cannot start the runtime", error))?;
-    let result = runtime.block_on(run_async(config, on_ready));
+    let result = runtime.block_on(run_async(config, inherited, on_ready));
     // Nothing that still runs there may be waited for: a walk of a large heap takes long.
     runtime.shutdown_background();
     result
 }
 
-async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(), DaemonError> {
+async fn run_async(
+    mut config: Config,
+    inherited: Inherited,
+    on_ready: impl FnOnce(&Config),
+) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
+    let manager = Manager::of_environment();
+    manager.notify(&[NotifyState::Status("taking over segments")]);
     let state = StateDir::open(&config.state_dir)?;
     let namespace = Namespace::of(&config.state_dir)
         .map_err(|error| DaemonError::file("cannot find", &config.state_dir, error))?;
-    let registry = Arc::new(Registry::new(state, namespace, config.limits));
+    let registry = Arc::new(Registry::new(state, namespace, config.limits, manager.clone()));
     let processes = Arc::new(Processes::default());
     let (mut reaper, watcher) = Reaper::new(Arc::clone(&registry), Arc::clone(&processes));
 
-    registry.adopt_all()?;
+    registry.adopt_all(inherited.kept)?;
     // The dead of the time without daemon are recovered before the first client comes, and only
     // then are heaps walked.
     reaper.sweep().await;
     registry.check_idle();
 
-    let listener = Listener::bind(&config)?;
+    let listener = match inherited.listening {
+        Some(socket) => Listener::inherit(socket)?,
+        None => Listener::bind(&config)?,
+    };
+    // A socket unit may listen elsewhere than the settings say.
+    if let Some(path) = listener.path() {
+        config.socket = path.to_path_buf();
+    }
     let (stop, stopping) = watch::channel(false);
-    let sweeping = tokio::spawn(reaper.run(config.sweep_interval, stopping));
+    let sweeping = tokio::spawn(reaper.run(config.sweep_interval, stopping.clone()));
     let shared = Arc::new(Shared {
         config,
         registry,
@@ -119,14 +134,15 @@ async fn run_async(config: Config, on_ready: impl FnOnce(&Config)) -> Result<(),
         size = format_size(usage.bytes),
         "ready"
     );
-    notify_systemd(&[NotifyState::Ready]);
+    manager.notify(&[NotifyState::Ready]);
+    tokio::spawn(manager.clone().report(Arc::clone(&shared), stopping));
     on_ready(&shared.config);
 
     let mut sessions = JoinSet::new();
     let signal = accept_until(&shared, &listener, &mut signals, &mut sessions).await;
 
     info!(signal, "stopping");
-    notify_systemd(&[NotifyState::Stopping]);
+    manager.notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
     drop(listener);
     shared.blocking_permits.close();
     shared.stop.send_replace(true);
@@ -207,12 +223,6 @@ impl Signals {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.hangup.recv() => "SIGHUP",
         }
-    }
-}
-
-fn notify_systemd(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        warn!(%error, "cannot notify the service manager");
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `listen`, `socket`, `session`, `handlers` | connections, packets, and what each request does |
 //! | `registry`, `segment`, `adopt`, `quota`, `access` | segments, their owners and limits |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
+//! | `manager` | systemd: what it hands over, keeps, and is told |
 //! | `processes`, `pidfd`, `reaper` | who is alive, and what becomes of the slots of those who are not |
 //!
 //! Everything runs on one thread, except what may take long (creating, walking and recovering
@@ -25,6 +26,7 @@ mod handlers;
 mod listen;
 
 pub mod logging;
+mod manager;
 mod metrics;
 pub mod paths;
 mod pidfd;

@@ -21,13 +21,14 @@ use crate::config::Config;
 use crate::error::DaemonError;
 use crate::paths::{environment, prepare_socket_dir};
 
-/// A socket that accepts connections. Its file is removed with it.
+/// A socket that accepts connections. If its file was made here, it is removed with it.
 #[derive(Debug)]
 pub(crate) struct Listener {
     socket: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, so that another daemon's is not removed in its place.
-    file: (u64, u64),
+    /// Device and inode of the file, so that another daemon's is not removed in its place. None if
+    /// the service manager made it.
+    file: Option<(u64, u64)>,
 }
 
 impl Listener {
@@ -63,7 +64,25 @@ impl Listener {
         let file = placed?;
         let socket = UnixListener::from_std(fd.into())
             .map_err(|error| DaemonError::system("cannot wait for connections", error))?;
-        Ok(Self { socket, path: path.clone(), file })
+        Ok(Self { socket, path: path.clone(), file: Some(file) })
+    }
+
+    /// Takes over a socket that listens already. Where, and who may connect, was decided by whoever
+    /// made it.
+    pub(crate) fn inherit(fd: OwnedFd) -> Result<Self, DaemonError> {
+        let failed =
+            |error| DaemonError::system("cannot use the socket that was handed over", error);
+        let socket = std::os::unix::net::UnixListener::from(fd);
+        socket.set_nonblocking(true).map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        let path = address.as_pathname().map(Path::to_path_buf).unwrap_or_default();
+        let socket = UnixListener::from_std(socket).map_err(failed)?;
+        Ok(Self { socket, path, file: None })
+    }
+
+    /// Where it listens, unless that has no path.
+    pub(crate) fn path(&self) -> Option<&Path> {
+        Some(&*self.path).filter(|path| *path != Path::new(""))
     }
 
     /// Waits for a connection. The socket it returns does not block.
@@ -75,8 +94,9 @@ impl Listener {
 
 impl Drop for Listener {
     fn drop(&mut self) {
-        let ours = fs::symlink_metadata(&self.path)
-            .is_ok_and(|found| (found.dev(), found.ino()) == self.file);
+        let Some(file) = self.file else { return };
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == file);
         if ours && let Err(error) = fs::remove_file(&self.path) {
             warn!(path = %self.path.display(), %error, "cannot remove the socket");
         }

@@ -13,6 +13,7 @@ use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
 use crate::access::Peer;
 use crate::config::Limits;
 use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
+use crate::manager::{KeptName, Manager};
 use crate::paths::Namespace;
 use crate::quota::{Demand, Usage};
 use crate::segment::{CUT_SHORT, Heap, ObjectLock, Segment, SharedSegment, UNUSABLE};
@@ -35,6 +36,7 @@ pub(crate) struct Registry {
     pub(crate) state: StateDir,
     pub(crate) namespace: Namespace,
     limits: Limits,
+    pub(crate) manager: Manager,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
     /// Held by whoever creates, destroys, repairs or grows, so that limits and names hold meanwhile. True when
     /// nothing may be created any more.
@@ -47,9 +49,14 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Registry {
-    pub(crate) fn new(state: StateDir, namespace: Namespace, limits: Limits) -> Self {
+    pub(crate) fn new(
+        state: StateDir,
+        namespace: Namespace,
+        limits: Limits,
+        manager: Manager,
+    ) -> Self {
         let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(false));
-        Self { state, namespace, limits, segments, change }
+        Self { state, namespace, limits, manager, segments, change }
     }
 
     /// The segment `name`.
@@ -169,10 +176,12 @@ impl Registry {
         // there is to be removed.
         hshm_memory::crash_point!("daemon.create_recorded");
         let made = self.make(&record, request).and_then(|(allocator, lock)| {
+            self.keep(&record, &allocator);
             hshm_memory::crash_point!("daemon.laid_out");
             let ready = Record { phase: Phase::Ready, ..record.clone() };
             if let Err(error) = self.write(&ready) {
                 unlink_or_log(&record);
+                self.manager.forget(&KeptName::from(&record));
                 return Err(error);
             }
             Ok(Segment::new(ready, Heap::Usable(allocator), lock.map(Arc::new)))
@@ -227,6 +236,13 @@ impl Registry {
         made
     }
 
+    /// Has the service manager keep a segment's file, if there is one to.
+    pub(crate) fn keep(&self, record: &Record, allocator: &AnyAllocator) {
+        if let Some(file) = allocator.backend().fd() {
+            self.manager.keep(record, file);
+        }
+    }
+
     /// Takes a segment away. Processes that have it mapped keep its memory until they let go of it.
     /// `attached` are processes that have it attached; those that hold worker slots are found here.
     pub(crate) fn destroy(
@@ -279,6 +295,7 @@ impl Registry {
         // Died here: the next start finishes it.
         hshm_memory::crash_point!("daemon.destroy_recorded");
         unlink(record).map_err(internal_reply)?;
+        self.manager.forget(&KeptName::from(record));
         hshm_memory::crash_point!("daemon.object_removed");
         lock(&self.segments).remove(&record.name);
         self.state.remove(&record.name).map_err(|error| {

@@ -40,7 +40,9 @@ directory FILE.d say, the last by name before the others, then FILE):
   level = \"info\"
 
 SIGTERM, SIGINT and SIGHUP stop it. Segments stay in /dev/shm, and the next start takes them over;
-processes that use them go on meanwhile. Segments of the backend memfd go with the daemon.
+processes that use them go on meanwhile. Segments of the backend memfd go with the daemon, unless the
+service manager that started it keeps them (systemd's FileDescriptorStoreMax=). A socket that the
+service manager hands over is listened on in place of the one in the settings.
 
 Exit codes: 0 stopped by a signal, 1 it could not start or go on, 2 wrong usage.";
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -79,7 +79,12 @@ impl Site {
     }
 
     pub(crate) fn start(&self, arguments: &[&str]) -> Daemon<'_> {
-        let mut child = self.command(arguments).stderr(Stdio::piped()).spawn().unwrap();
+        self.launch(self.command(arguments), &self.socket())
+    }
+
+    /// Starts a daemon by a command that becomes one, and waits until somebody listens at `socket`.
+    pub(crate) fn launch(&self, mut command: Command, socket: &Path) -> Daemon<'_> {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let log = Arc::new(Mutex::new(String::new()));
         let (stderr, into) = (child.stderr.take().unwrap(), Arc::clone(&log));
         std::thread::spawn(move || {
@@ -91,7 +96,7 @@ impl Site {
         });
         let mut daemon = Daemon { site: self, child, log };
         let deadline = Instant::now() + DEADLINE;
-        while Client::dial(&self.socket()).is_err() {
+        while Client::dial(socket).is_err() {
             if let Some(status) = daemon.child.try_wait().unwrap() {
                 panic!("the daemon ended at once, {status}:\n{}", daemon.log());
             }

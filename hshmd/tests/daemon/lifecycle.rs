@@ -360,12 +360,13 @@ fn the_service_manager_is_told_when_the_daemon_is_ready_and_when_it_stops() {
         let len = manager.recv(&mut buffer).unwrap();
         String::from_utf8(buffer.get(..len).unwrap().to_vec()).unwrap()
     };
-    assert!(told().contains("READY=1"));
+    let wait_for = |state| while !told().contains(state) {};
+    wait_for("READY=1");
     // Ready means that clients can connect.
     Client::connect(&site.socket());
     let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
     nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    assert!(told().contains("STOPPING=1"));
+    wait_for("STOPPING=1");
     assert!(child.wait().unwrap().success());
 }
 
