@@ -63,7 +63,8 @@ impl Registry {
     fn finish_removal(&self, record: Record) -> Result<(), DaemonError> {
         if let Err(why) = remove_own_object(&record) {
             error!(segment = record.name, why, "a half-made segment cannot be removed");
-            let heap = Heap::Unusable { reason: format!("it is half made: {why}"), bytes: 0 };
+            let reason = format!("it is half made: {why}");
+            let heap = Heap::Unusable { reason, bytes: 0, file: None };
             self.insert(Segment::new(record, heap, None));
             return Ok(());
         }
@@ -78,7 +79,7 @@ impl Registry {
             Some(Ok(file)) => Some(file),
             None | Some(Err(BackendError::NotFound { .. })) => None,
             Some(Err(error)) => {
-                self.insert(quarantined(record, error.to_string(), 0, None));
+                self.insert(quarantined(record, error.to_string(), (0, None), None));
                 return Ok(());
             }
         };
@@ -87,7 +88,7 @@ impl Registry {
             (Some(object), Some(file), kept) if kept.iter().all(|kept| is_same(kept, &file)) => {
                 match ObjectLock::take(&object) {
                     Ok(lock) => validated(record, file, Some(lock)),
-                    Err(why) => quarantined(record, why, 0, None),
+                    Err(why) => quarantined(record, why, (0, None), None),
                 }
             }
             (_, _, Some(file)) => validated(self.nameless(record)?, file, None),
@@ -240,11 +241,11 @@ impl Registry {
 fn quarantined(
     record: Record,
     reason: String,
-    bytes: u64,
+    (bytes, file): (u64, Option<OwnedFd>),
     lock: Option<Arc<ObjectLock>>,
 ) -> Segment {
     error!(segment = record.name, reason, "{UNUSABLE}");
-    Segment::new(record, Heap::Unusable { reason, bytes }, lock)
+    Segment::new(record, Heap::Unusable { reason, bytes, file }, lock)
 }
 
 /// The segment in `file`, if its bytes are those of one.
@@ -252,6 +253,7 @@ fn validated(record: Record, file: OwnedFd, lock: Option<ObjectLock>) -> Segment
     let lock = lock.map(Arc::new);
     let bytes = file.try_clone().map(File::from).and_then(|file| file.metadata());
     let bytes = bytes.map_or(0, |metadata| metadata.len());
+    let nameless = record.object.is_none().then(|| file.try_clone().ok()).flatten();
     match open_again(&record, file) {
         Ok(allocator) => {
             let (size, id) = (format_size(bytes), allocator.id());
@@ -267,7 +269,7 @@ fn validated(record: Record, file: OwnedFd, lock: Option<ObjectLock>) -> Segment
             info!(segment = record.name, size, "adopted");
             Segment::new(record, Heap::Usable(allocator), lock)
         }
-        Err(error) => quarantined(record, error.to_string(), bytes, lock),
+        Err(error) => quarantined(record, error.to_string(), (bytes, nameless), lock),
     }
 }
 

@@ -88,7 +88,8 @@ impl Registry {
     /// Takes a segment out of use that turned out to be unusable. It can still be destroyed.
     pub(crate) fn quarantine(&self, segment: &SharedSegment, reason: String) {
         let bytes = segment.committed_bytes();
-        let heap = Heap::Unusable { reason: reason.clone(), bytes };
+        let file = segment.nameless_file();
+        let heap = Heap::Unusable { reason: reason.clone(), bytes, file };
         let unusable = Segment::new(segment.record.clone(), heap, segment.lock.clone());
         if self.replace(segment, unusable) {
             tracing::error!(segment = segment.record.name, reason, "{UNUSABLE}");

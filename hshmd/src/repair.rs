@@ -75,9 +75,14 @@ fn reopened(segment: &Segment) -> Result<AnyAllocator, ErrorReply> {
             "destroy it, and create it anew",
         )
     };
-    let (Some(object), Some(_)) = (&record.object, &segment.lock) else {
-        return Err(unusable(&"this daemon has no hold of its memory"));
+    let file = match (&record.object, &segment.lock, &segment.heap) {
+        (Some(object), Some(_), _) => {
+            PosixShmMmap::open(object).map_err(|error| unusable(&error))?
+        }
+        (None, _, Heap::Unusable { file: Some(file), .. }) => {
+            file.try_clone().map_err(|error| unusable(&error))?
+        }
+        _ => return Err(unusable(&"this daemon has no hold of its memory")),
     };
-    let file = PosixShmMmap::open(object).map_err(|error| unusable(&error))?;
     AnyAllocator::open_fd(record.backend, file).map_err(|error| unusable(&error))
 }

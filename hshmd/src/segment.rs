@@ -41,6 +41,8 @@ pub(crate) enum Heap {
         reason: String,
         /// How long it is.
         bytes: u64,
+        /// Its file, if nothing else leads to that.
+        file: Option<OwnedFd>,
     },
 }
 
@@ -106,6 +108,12 @@ impl Segment {
             Heap::Usable(allocator) => Some(allocator),
             Heap::Unusable { .. } => None,
         }
+    }
+
+    /// Its file, if nothing else leads to that.
+    pub(crate) fn nameless_file(&self) -> Option<OwnedFd> {
+        let file = self.usable().filter(|_| self.record.object.is_none())?.backend().fd()?;
+        file.try_clone_to_owned().ok()
     }
 
     /// How long it is now, in bytes.

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use hshm_memory::{BackendKind, OffsetPointer, ThreadLocalAllocator};
-use hshm_proto::{CreateSegment, ErrorCode, RequestBody};
+use hshm_proto::{CreateSegment, ErrorCode, ReplyBody, RequestBody};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
@@ -162,6 +162,43 @@ fn what_a_killed_daemon_left_half_made_is_kept_no_longer() {
     assert_eq!(get(&client.allocator("whole"), new), 2);
     wait_until("the others are let go of", || manager.kept() == ["lost", "rubbish", "whole"]);
     wait_until("the rubbish is in the log", || daemon.log().contains("segment.rubbish@17"));
+}
+
+#[test]
+fn a_broken_segment_without_a_name_can_be_repaired() {
+    let site = Site::new();
+    let manager = Manager::new(&site);
+    let daemon = manager.start(&site, &[]);
+    let mut client = daemon.client();
+    client.create(small("jobs", BackendKind::Memfd));
+    wait_until("it is kept", || manager.kept() == ["jobs"]);
+    let (descriptor, file) = client.attach("jobs").unwrap();
+    let copy = file.try_clone().unwrap();
+    let allocator = ThreadLocalAllocator::open_fd(descriptor.backend, copy.into()).unwrap();
+    allocator.set_identity(descriptor.identity);
+    let blocks: Vec<_> = (0..3).map(|value| put(&allocator, value)).collect();
+    // Freed, and then written to all the same.
+    for block in blocks.iter().take(2) {
+        // SAFETY: [owned] nobody else knows of the block.
+        unsafe { allocator.free(*block) }.unwrap();
+    }
+    allocator.detach_thread();
+    drop(allocator);
+    for block in blocks.iter().take(2) {
+        file.write_all_at(&[0x5a; 8], block.offset_bytes()).unwrap();
+    }
+    drop(client);
+    daemon.crash();
+
+    let daemon = manager.start(&site, &[]);
+    let mut client = daemon.client();
+    let inspect = RequestBody::Inspect { name: "jobs".into(), after_slot: 0 };
+    client.refused(inspect, ErrorCode::Unusable);
+    match client.ask(RequestBody::Repair { name: "jobs".into() }).unwrap() {
+        ReplyBody::Repaired(report) => assert!(report.remaining.is_clean(), "{report:?}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(get(&client.allocator("jobs"), *blocks.last().unwrap()), 2);
 }
 
 #[test]
