@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
-use super::{Backend, BackendError, BackendKind, PosixShmMmap};
+use super::{Backend, BackendError, BackendKind, BackendOptions, PosixShmMmap};
 use crate::gpu::{DeviceMemory, GpuVendor, Registration, RegistrationInfo};
 use crate::manager::InitBackend;
 
@@ -85,7 +85,21 @@ impl<V: Vendor> DeviceShmMmap<V> {
     /// # Errors
     /// As [`PosixShmMmap::create`].
     pub fn create(name: &str, size: u64, capacity: u64, mode: u32) -> Result<Self, BackendError> {
-        Ok(Self::over(PosixShmMmap::create(name, size, capacity, mode)?))
+        Self::create_with(name, size, capacity, mode, &BackendOptions::default())
+    }
+
+    /// The same, with options.
+    ///
+    /// # Errors
+    /// As [`PosixShmMmap::create_with`].
+    pub fn create_with(
+        name: &str,
+        size: u64,
+        capacity: u64,
+        mode: u32,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
+        Ok(Self::over(PosixShmMmap::create_with(name, size, capacity, mode, options)?))
     }
 
     /// Opens the object `name`, for [`DeviceShmMmap::from_fd`].
@@ -101,7 +115,19 @@ impl<V: Vendor> DeviceShmMmap<V> {
     /// # Errors
     /// As [`PosixShmMmap::from_fd`].
     pub fn from_fd(file: OwnedFd, capacity: u64) -> Result<Self, BackendError> {
-        Ok(Self::over(PosixShmMmap::from_fd(file, capacity)?))
+        Self::from_fd_with(file, capacity, &BackendOptions::default())
+    }
+
+    /// The same, with options that hold for this process's mapping.
+    ///
+    /// # Errors
+    /// As [`PosixShmMmap::from_fd_with`].
+    pub fn from_fd_with(
+        file: OwnedFd,
+        capacity: u64,
+        options: &BackendOptions,
+    ) -> Result<Self, BackendError> {
+        Ok(Self::over(PosixShmMmap::from_fd_with(file, capacity, options)?))
     }
 
     /// Takes the name away, as [`PosixShmMmap::unlink`].

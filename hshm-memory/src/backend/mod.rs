@@ -82,7 +82,7 @@ pub(crate) use self::segment_file::read_start;
 pub use self::slice::BackendSlice;
 #[cfg(windows)]
 pub use self::windows::{MemfdMmap, PosixMmapBackend, PosixShmMmap, survive_truncation};
-use crate::gpu::{DeviceMemory, GpuError};
+use crate::gpu::{DeviceMemory, GpuError, GpuVendor};
 use crate::options::UnknownName;
 
 /// The boundary, in bytes, at which a backend begins in every process if the place is ours to
@@ -226,6 +226,39 @@ pub enum BackendKind {
     RocmShm,
 }
 
+impl BackendKind {
+    /// The shared memory for a vendor's devices.
+    #[must_use]
+    pub const fn of_vendor(vendor: GpuVendor) -> Self {
+        match vendor {
+            GpuVendor::Cuda => Self::CudaShm,
+            GpuVendor::Rocm => Self::RocmShm,
+        }
+    }
+
+    /// Whose devices it is for, if it is for devices.
+    #[must_use]
+    pub const fn vendor(self) -> Option<GpuVendor> {
+        match self {
+            Self::CudaShm => Some(GpuVendor::Cuda),
+            Self::RocmShm => Some(GpuVendor::Rocm),
+            Self::PosixShm
+            | Self::Memfd
+            | Self::File
+            | Self::PosixMmap
+            | Self::Malloc
+            | Self::Array
+            | Self::Slice => None,
+        }
+    }
+
+    /// Whether it stands in `/dev/shm` under a name.
+    #[must_use]
+    pub const fn is_named(self) -> bool {
+        matches!(self, Self::PosixShm | Self::CudaShm | Self::RocmShm)
+    }
+}
+
 #[cfg(unix)]
 impl BackendKind {
     /// Opens the file that another process handed over as a backend of this kind.
@@ -273,8 +306,8 @@ impl BackendKind {
             Self::PosixMmap | Self::Malloc | Self::Array | Self::Slice => {
                 return Err(BackendError::NotShared { kind: self });
             }
-            Self::CudaShm => Arc::new(CudaShmMmap::from_fd(fd, capacity)?),
-            Self::RocmShm => Arc::new(RocmShmMmap::from_fd(fd, capacity)?),
+            Self::CudaShm => Arc::new(CudaShmMmap::from_fd_with(fd, capacity, options)?),
+            Self::RocmShm => Arc::new(RocmShmMmap::from_fd_with(fd, capacity, options)?),
         })
     }
 }

@@ -6,6 +6,7 @@
  *   HSHM_DOUBLE_DEVICES   how many devices there are; 2 if not set
  *   HSHM_DOUBLE_FAIL      CALL=CODE: each such call fails with the code
  *   HSHM_DOUBLE_SCATTER   if set, each registration is elsewhere on the device
+ *   HSHM_DOUBLE_CRASH     if set, the first call ends the process
  *   HSHM_DOUBLE_LOG       a file to which registrations and their ends are written
  *
  * -DLACKS_UNREGISTER leaves a function out.
@@ -36,6 +37,7 @@ static int devices(void) {
 }
 
 static int failure(const char *call) {
+    if (getenv("HSHM_DOUBLE_CRASH")) abort();
     const char *set = getenv("HSHM_DOUBLE_FAIL");
     size_t len = strlen(call);
     return set && !strncmp(set, call, len) && set[len] == '=' ? atoi(set + len + 1) : 0;

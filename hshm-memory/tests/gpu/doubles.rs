@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
-use hshm_memory::gpu::GpuVendor;
+pub(crate) use hshm_memory::gpu::GpuVendor;
 
 /// Which of a vendor's.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +28,7 @@ pub(crate) fn library(vendor: GpuVendor, double: Double) -> PathBuf {
     // One at a time: tests of this program run side by side, and want the same ones.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu");
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hshm-memory/tests/gpu");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{vendor}-{double:?}"));
     fs::create_dir_all(&folder).unwrap();
     let file = match vendor {
