@@ -11,14 +11,14 @@ use hshm_memory::backend::Obtained;
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{BackendOptions, CheckReport, HeapReport, RepairReport};
 use hshm_proto::{
-    CreateSegment, ReplyBody, RequestBody, SegmentInfo, SessionInfo, StatusInfo,
-    validate_client_name,
+    CreateSegment, DriverStatus, ReplyBody, RequestBody, SegmentDevice, SegmentInfo, SessionInfo,
+    StatusInfo, validate_client_name,
 };
 
 use crate::allocator::SegmentAllocator;
 use crate::connection::{Answer, Connection, Failure};
 use crate::error::Error;
-use crate::segment::Segment;
+use crate::segment::{DeviceChoice, Segment};
 use crate::target::Target;
 
 /// A line to the daemon. Cheap to clone; all clones share one connection.
@@ -180,10 +180,11 @@ impl Client {
     ///
     /// # Errors
     /// [`Error::Daemon`] if there is no such segment or this user may not use it;
-    /// [`Error::Segment`] if what stands in it is not usable, or another allocator; or as for any
+    /// [`Error::Segment`] if what stands in it is not usable, or another allocator, or if it is for
+    /// devices, and there is a driver, which refuses it (see [`DeviceChoice`]); or as for any
     /// request.
     pub fn attach(&self, name: &str) -> Result<Segment, Error> {
-        self.attach_as(name)
+        self.attach_with(name, DeviceChoice::default())
     }
 
     /// The same for a segment with an allocator of another kind:
@@ -192,13 +193,27 @@ impl Client {
     /// # Errors
     /// As [`Client::attach`].
     pub fn attach_as<A: SegmentAllocator>(&self, name: &str) -> Result<Segment<A>, Error> {
+        self.attach_with(name, DeviceChoice::default())
+    }
+
+    /// The same, with a say in which device a segment of the backend `cuda-shm` or `rocm-shm` is
+    /// registered for. For the other backends it means nothing.
+    ///
+    /// # Errors
+    /// As [`Client::attach`]; [`Error::Segment`] with the driver's reason if it does not register
+    /// the segment.
+    pub fn attach_with<A: SegmentAllocator>(
+        &self,
+        name: &str,
+        device: DeviceChoice,
+    ) -> Result<Segment<A>, Error> {
         let body = RequestBody::Attach { name: name.to_owned() };
         let reply = self.inner.exchange(&body)?;
         let (ReplyBody::Attached(descriptor), Some(file)) = reply else {
             return Err(unexpected("attach"));
         };
         *self.inner.lock().attached.entry(descriptor.name.clone()).or_default() += 1;
-        Segment::open(Arc::clone(&self.inner), descriptor, file)
+        Segment::open(Arc::clone(&self.inner), descriptor, file, device)
     }
 
     /// Unlinks a segment. Processes that have it attached keep its memory until they let go of it.
@@ -307,6 +322,26 @@ impl Client {
                 return Ok(all);
             }
         }
+    }
+
+    /// The drivers of graphics processors that the daemon finds, one answer for each vendor.
+    ///
+    /// # Errors
+    /// As for any request.
+    pub fn drivers(&self) -> Result<Vec<DriverStatus>, Error> {
+        let reply = self.inner.request(RequestBody::Drivers)?;
+        let ReplyBody::Drivers(drivers) = reply else { return Err(unexpected("drivers")) };
+        Ok(drivers)
+    }
+
+    /// Whether a driver takes a segment that is for devices: the daemon tries it, for a moment.
+    ///
+    /// # Errors
+    /// As for [`Client::inspect`], and if the segment is not for devices.
+    pub fn device(&self, name: &str) -> Result<SegmentDevice, Error> {
+        let reply = self.inner.request(RequestBody::Device { name: name.to_owned() })?;
+        let ReplyBody::Device(device) = reply else { return Err(unexpected("device")) };
+        Ok(device)
     }
 
     /// The daemon itself.

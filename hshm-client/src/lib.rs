@@ -50,6 +50,7 @@ pub use allocator::SegmentAllocator;
 pub use client::{Client, ClientBuilder, Inspection};
 pub use error::Error;
 pub use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
+pub use hshm_memory::gpu;
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 pub use hshm_memory::thread_model;
 pub use hshm_memory::{
@@ -61,7 +62,7 @@ pub use hshm_memory::{
 /// defaults; change its fields as needed.
 pub use hshm_proto::CreateSegment as CreateOptions;
 pub use hshm_proto::{
-    AllocatorKind, ErrorCode, ErrorReply, SegmentInfo, SessionInfo, SessionState, StatusInfo,
-    VersionMismatch,
+    AllocatorKind, DriverStatus, ErrorCode, ErrorReply, SegmentDevice, SegmentInfo, SessionInfo,
+    SessionState, StatusInfo, VersionMismatch,
 };
-pub use segment::Segment;
+pub use segment::{DeviceChoice, Segment};

@@ -8,7 +8,10 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use hshm_memory::{AllocError, OffsetPointer, ProcessId, SegmentError, ThreadLocalAllocator};
+use hshm_memory::gpu::{DeviceMemory, GpuError};
+use hshm_memory::{
+    AllocError, BackendError, OffsetPointer, ProcessId, SegmentError, ThreadLocalAllocator,
+};
 use hshm_proto::SegmentDescriptor;
 
 use crate::allocator::SegmentAllocator;
@@ -24,6 +27,44 @@ use crate::error::Error;
 pub struct Segment<A = ThreadLocalAllocator> {
     allocator: A,
     attachment: Arc<Attachment>,
+}
+
+/// Which device a segment of the backend `cuda-shm` or `rocm-shm` is registered for when it is
+/// attached. Further ones can be given access to it later:
+/// `segment.backend().device()` is what to ask ([`DeviceMemory`](hshm_memory::gpu::DeviceMemory)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// The first, if this process finds a driver and a device. If not, the segment is shared memory
+    /// like any other here, and its [`registration`](hshm_memory::gpu::DeviceMemory::registration)
+    /// is `None`.
+    #[default]
+    FirstIfAny,
+    /// The one with this number, without which the segment is not attached.
+    Number(u32),
+    /// None: it is shared memory like any other here, and no driver is looked for.
+    None,
+}
+
+impl DeviceChoice {
+    fn register(self, memory: &dyn DeviceMemory) -> Result<(), BackendError> {
+        let number = match self {
+            Self::None => return Ok(()),
+            Self::FirstIfAny => 0,
+            Self::Number(number) => number,
+        };
+        let done = memory.register(number);
+        if self == Self::FirstIfAny
+            && let Err(BackendError::Gpu(
+                GpuError::NotBuilt { .. }
+                | GpuError::NoDriver { .. }
+                | GpuError::NoDevice { .. }
+                | GpuError::Forked { .. },
+            )) = done
+        {
+            return Ok(());
+        }
+        done
+    }
 }
 
 /// What is undone when the last clone is dropped.
@@ -58,6 +99,7 @@ impl<A: SegmentAllocator> Segment<A> {
         inner: Arc<Inner>,
         descriptor: SegmentDescriptor,
         file: OwnedFd,
+        device: DeviceChoice,
     ) -> Result<Self, Error> {
         let attachment = Attachment { inner, descriptor, pid: process::id() };
         let found = &attachment.descriptor;
@@ -69,6 +111,9 @@ impl<A: SegmentAllocator> Segment<A> {
                 found: allocator.capacity_bytes(),
                 why: "which is not what the daemon said of it",
             }));
+        }
+        if let Some(memory) = allocator.backend().and_then(|backend| backend.device()) {
+            device.register(memory).map_err(|error| cannot(error.into()))?;
         }
         let own = ProcessId::current().map_err(|source| Error::System {
             what: "cannot tell which process this is",

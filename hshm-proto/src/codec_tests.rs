@@ -1,6 +1,7 @@
 //! Tests of the codec: nothing is lost, nothing extra is taken, and no bytes make it panic.
 
 use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
+use hshm_memory::gpu::{DeviceInfo, DriverInfo, GpuVendor};
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 use hshm_memory::{
     AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
@@ -19,7 +20,12 @@ fn text() -> impl Strategy<Value = String> {
 }
 
 fn backend() -> impl Strategy<Value = BackendKind> {
-    prop_oneof![Just(BackendKind::PosixShm), Just(BackendKind::Memfd)]
+    prop_oneof![
+        Just(BackendKind::PosixShm),
+        Just(BackendKind::Memfd),
+        Just(BackendKind::CudaShm),
+        Just(BackendKind::RocmShm),
+    ]
 }
 
 fn on_exit() -> impl Strategy<Value = OnExit> {
@@ -96,6 +102,8 @@ fn request() -> impl Strategy<Value = RequestBody> {
             .prop_map(|(segment, memory)| RequestBody::CreateWith { segment, memory }),
         text().prop_map(|name| RequestBody::Memory { name }),
         any::<Option<u64>>().prop_map(|after| RequestBody::Sessions { after }),
+        Just(RequestBody::Drivers),
+        text().prop_map(|name| RequestBody::Device { name }),
     ]
 }
 
@@ -131,6 +139,22 @@ fn longest_counts() -> OperationCounts {
 
 fn longest_process() -> ProcessId {
     ProcessId { pid: u32::MAX, start_ticks: u64::MAX }
+}
+
+fn longest_driver() -> DriverStatus {
+    let device = DeviceInfo {
+        // A driver's characters take four bytes each at most.
+        name: "n".repeat(120 * 4),
+        memory_bytes: u64::MAX,
+        host_native_atomics: Some(true),
+    };
+    let driver = DriverInfo {
+        vendor: GpuVendor::Rocm,
+        version: "9".repeat(32),
+        devices: vec![device; DEVICES_SHOWN],
+    };
+    let problem = Some("p".repeat(MAX_TEXT_BYTES));
+    DriverStatus { vendor: GpuVendor::Rocm, driver: Some(driver), problem }
 }
 
 fn longest_replies() -> Vec<ReplyBody> {
@@ -205,6 +229,14 @@ fn longest_replies() -> Vec<ReplyBody> {
             lists_dropped: u64::MAX,
             remaining: check.clone(),
             ..RepairReport::default()
+        }),
+        ReplyBody::Drivers(vec![longest_driver(); 2]),
+        ReplyBody::Device(SegmentDevice {
+            vendor: GpuVendor::Rocm,
+            device: u32::MAX,
+            device_name: Some("n".repeat(MAX_TEXT_BYTES)),
+            registered_bytes: Some(u64::MAX),
+            problem: Some("p".repeat(MAX_TEXT_BYTES)),
         }),
         ReplyBody::Checked(check),
         ReplyBody::Memory(memory),

@@ -31,6 +31,9 @@ pub const SESSIONS_PER_PAGE: usize = 64;
 /// Names of attached segments shown with each session; the rest is only counted.
 pub const SEGMENTS_PER_SESSION_SHOWN: usize = 8;
 
+/// Devices shown of one driver.
+pub const DEVICES_SHOWN: usize = 64;
+
 /// Worker slots in one page of an inspection.
 pub const WORKERS_PER_PAGE: usize = 1024;
 

@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use hshm_memory::backend::Obtained;
+use hshm_memory::gpu::{DriverInfo, GpuVendor};
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{
     AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
@@ -109,6 +110,13 @@ pub enum RequestBody {
         /// The segment.
         name: String,
     },
+    /// The drivers of graphics processors that the daemon finds. Answered by [`ReplyBody::Drivers`].
+    Drivers,
+    /// Whether a driver takes a segment that is for devices. Answered by [`ReplyBody::Device`].
+    Device {
+        /// The segment.
+        name: String,
+    },
 }
 
 impl RequestBody {
@@ -129,6 +137,8 @@ impl RequestBody {
             Self::Sessions { .. } => "sessions",
             Self::Repair { .. } => "repair",
             Self::Memory { .. } => "inspect",
+            Self::Drivers => "drivers",
+            Self::Device { .. } => "device",
         }
     }
 }
@@ -217,6 +227,38 @@ pub enum ReplyBody {
     Repaired(RepairReport),
     /// How a segment's memory was had, as the kernel says of the daemon's mapping.
     Memory(Obtained),
+    /// The drivers of graphics processors, one answer for each vendor.
+    Drivers(Vec<DriverStatus>),
+    /// What a driver makes of a segment.
+    Device(SegmentDevice),
+}
+
+/// What the daemon found of a vendor's driver. What a client's process would find may differ: device files
+/// and libraries are each container's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DriverStatus {
+    /// Whose devices.
+    pub vendor: GpuVendor,
+    /// The driver, if there is one and a device; of its devices the first
+    /// [`DEVICES_SHOWN`](crate::limits::DEVICES_SHOWN).
+    pub driver: Option<DriverInfo>,
+    /// Why not, if not.
+    pub problem: Option<String>,
+}
+
+/// What a driver makes of a segment: it was registered for a moment, by a process of the daemon's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentDevice {
+    /// Whose devices the segment is for.
+    pub vendor: GpuVendor,
+    /// The device that it was tried on.
+    pub device: u32,
+    /// What that is called.
+    pub device_name: Option<String>,
+    /// How many bytes were registered; `None` if that failed.
+    pub registered_bytes: Option<u64>,
+    /// Why it failed, if so.
+    pub problem: Option<String>,
 }
 
 /// A segment's heap, with one page of its workers.

@@ -78,13 +78,13 @@ impl CreateSegment {
                 "give a capacity at least as large as the size, or none",
             ));
         }
-        if !matches!(self.backend, BackendKind::PosixShm | BackendKind::Memfd) {
+        if !(self.backend.is_named() || self.backend == BackendKind::Memfd) {
             return Err(bad_argument(
                 format_args!(
                     "cannot create segment {name:?}: a daemon serves no {} backends",
                     self.backend
                 ),
-                "use posix-shm or memfd, or make the segment without a daemon",
+                "use posix-shm, memfd, cuda-shm or rocm-shm, or make the segment without a daemon",
             ));
         }
         self.validate_allocator()?;
@@ -187,10 +187,13 @@ impl RequestBody {
             | Self::Check { name }
             | Self::Repair { name }
             | Self::Memory { name }
+            | Self::Device { name }
             | Self::List { after: Some(name) } => validate_segment_name(name),
-            Self::List { after: None } | Self::Sessions { .. } | Self::Status | Self::Ping => {
-                Ok(())
-            }
+            Self::List { after: None }
+            | Self::Sessions { .. }
+            | Self::Status
+            | Self::Ping
+            | Self::Drivers => Ok(()),
         }
     }
 }

@@ -27,7 +27,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::error::DaemonError;
 use crate::manager::{KeptFiles, KeptName};
-use crate::registry::{Registry, take_or_absent, unlink};
+use crate::registry::{Registry, named_backend, take_or_absent, unlink};
 use crate::segment::{Heap, ObjectLock, Segment, UNUSABLE};
 use crate::size::format_size;
 use crate::state::{Phase, Record};
@@ -149,9 +149,19 @@ impl Registry {
             Ok(allocator) => allocator,
             Err(why) => return left_alone(&why),
         };
+        let backend = named_backend(allocator.id());
+        let again = (backend != BackendKind::PosixShm).then(|| PosixShmMmap::open(object));
+        let allocator = match again {
+            None => allocator,
+            Some(Err(why)) => return left_alone(&why),
+            Some(Ok(file)) => match AnyAllocator::open_fd(backend, file) {
+                Ok(allocator) => allocator,
+                Err(why) => return left_alone(&why),
+            },
+        };
         let (kind, id) = (allocator.kind(), allocator.id());
         let object = Some(object.to_owned());
-        let record = Record::creating(name, BackendKind::PosixShm, kind, object, id);
+        let record = Record::creating(name, backend, kind, object, id);
         self.adopt_without_record(record, allocator, Some(lock))
     }
 

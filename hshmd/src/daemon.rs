@@ -14,6 +14,7 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::error::DaemonError;
+use crate::gpu::Drivers;
 use crate::listen::Listener;
 use crate::manager::{Inherited, Manager};
 use crate::metrics::{self, Counted};
@@ -48,6 +49,7 @@ pub(crate) struct Shared {
     pub(crate) watcher: Watcher,
     pub(crate) blocking_permits: Arc<Semaphore>,
     pub(crate) counted: Counted,
+    pub(crate) drivers: Drivers,
     pub(crate) started: Instant,
     /// Becomes true when the daemon stops.
     pub(crate) stop: watch::Sender<bool>,
@@ -115,6 +117,7 @@ async fn run_async(
         watcher,
         blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
         counted: Counted::default(),
+        drivers: Drivers::default(),
         started: Instant::now(),
         stop,
     });

@@ -13,6 +13,7 @@ use tracing::{error, info};
 use crate::access::Peer;
 use crate::daemon::Shared;
 use crate::error::{internal_reply, shutting_down};
+use crate::gpu;
 use crate::segment::Segment;
 
 /// Whoever asks.
@@ -50,6 +51,13 @@ pub(crate) async fn handle(
             ReplyBody::Sessions { sessions, more }
         }
         RequestBody::Status => blocking(shared, caller, |shared, _| Ok(status(shared))).await?,
+        RequestBody::Drivers => {
+            blocking(shared, caller, |shared, _| Ok(ReplyBody::Drivers(shared.drivers.all())))
+                .await?
+        }
+        RequestBody::Device { name } => {
+            blocking(shared, caller, move |shared, caller| device(shared, caller, &name)).await?
+        }
         RequestBody::Create(request) => {
             let memory = BackendOptions::default();
             blocking(shared, caller, move |shared, caller| {
@@ -259,6 +267,23 @@ fn inspect(
     workers.truncate(WORKERS_PER_PAGE);
     let segment = info_of(shared, &segment);
     Ok(ReplyBody::Inspected(Box::new(HeapPage { segment, heap, workers, more_workers })))
+}
+
+fn device(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "inspect", &segment)?;
+    let record = &segment.record;
+    let (Some(vendor), Some(object)) = (record.backend.vendor(), &record.object) else {
+        return Err(ErrorReply::new(
+            ErrorCode::BadArgument,
+            format_args!(
+                "segment {name:?} is of {}, whose memory is not for devices",
+                record.backend
+            ),
+            "create one with the backend cuda-shm or rocm-shm",
+        ));
+    };
+    Ok(ReplyBody::Device(gpu::try_segment(vendor, object)))
 }
 
 fn status(shared: &Shared) -> ReplyBody {

@@ -9,6 +9,7 @@
 //! | [`daemon`] | the order of starting, running and stopping |
 //! | `listen`, `socket`, `session`, `handlers` | connections, packets, and what each request does |
 //! | `registry`, `segment`, `adopt`, `quota`, `access` | segments, their owners and limits |
+//! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
 //! | `manager` | systemd: what it hands over, keeps, and is told |
 //! | `processes`, `pidfd`, `reaper` | who is alive, and what becomes of the slots of those who are not |
@@ -22,6 +23,7 @@ mod adopt;
 pub mod config;
 pub mod daemon;
 mod error;
+pub mod gpu;
 mod handlers;
 mod listen;
 

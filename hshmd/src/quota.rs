@@ -137,7 +137,7 @@ impl Demand<'_> {
         if let Some(memory) = memory_bytes().filter(|memory| added > *memory) {
             return short(memory, "the machine's memory and swap are", "ask for less");
         }
-        if self.backend == BackendKind::PosixShm
+        if self.backend.is_named()
             && let Some(free) = shm_free_bytes().filter(|free| added > *free)
         {
             return short(

@@ -4,15 +4,17 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use hshm_memory::gpu::GpuVendor;
 use hshm_memory::{
-    AllocatorId, AnyAllocator, Backend, BackendKind, BackendOptions, InitOptions, MemfdMmap,
-    PosixShmMmap, ProcessId, SegmentError,
+    AllocatorId, AnyAllocator, Backend, BackendKind, BackendOptions, CudaShmMmap, InitOptions,
+    MemfdMmap, PosixShmMmap, ProcessId, RocmShmMmap, SegmentError,
 };
 use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
 
 use crate::access::Peer;
 use crate::config::Limits;
 use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
+use crate::gpu;
 use crate::manager::{KeptName, Manager};
 use crate::paths::Namespace;
 use crate::quota::{Demand, Usage};
@@ -154,10 +156,7 @@ impl Registry {
         demand.check_user_limits(&self.limits, owner.uid, self.usage_of(owner.uid))?;
         demand.check_machine()?;
 
-        let object = match request.backend {
-            BackendKind::PosixShm => Some(self.namespace.object(name)),
-            BackendKind::Memfd | _ => None,
-        };
+        let object = request.backend.is_named().then(|| self.namespace.object(name));
         if memory.lock && !owner.is_admin() {
             return Err(ErrorReply::new(
                 ErrorCode::Permission,
@@ -223,14 +222,25 @@ impl Registry {
             let backend = MemfdMmap::create_with(name, size, capacity, &record.memory);
             return Ok((init(Arc::new(backend.map_err(|error| failed(&error.into()))?))?, None));
         };
-        let backend =
-            PosixShmMmap::create_with(object, size, capacity, OBJECT_MODE, &record.memory)
-                .map_err(|error| failed(&error.into()))?;
+        let backend: Result<Arc<dyn Backend>, _> = match request.backend.vendor() {
+            None => PosixShmMmap::create_with(object, size, capacity, OBJECT_MODE, &record.memory)
+                .map(|made| Arc::new(made) as _),
+            Some(GpuVendor::Cuda) => {
+                CudaShmMmap::create_with(object, size, capacity, OBJECT_MODE, &record.memory)
+                    .map(|made| Arc::new(made) as _)
+            }
+            Some(GpuVendor::Rocm) => {
+                RocmShmMmap::create_with(object, size, capacity, OBJECT_MODE, &record.memory)
+                    .map(|made| Arc::new(made) as _)
+            }
+        };
+        let backend = backend.map_err(|error| failed(&error.into()))?;
         hshm_memory::crash_point!("daemon.object_made");
         // The lock goes first: another daemon that finds the object whole finds it locked.
         let made = ObjectLock::take(object)
             .map_err(internal_reply)
-            .and_then(|lock| Ok((init(Arc::new(backend))?, Some(lock))));
+            .and_then(|lock| Ok((init(backend)?, Some(lock))))
+            .and_then(|made| require_device(name, request.backend, object).map(|()| made));
         if made.is_err() {
             unlink_or_log(record);
         }
@@ -359,15 +369,36 @@ fn backend_number(backend: BackendKind) -> u32 {
     match backend {
         BackendKind::PosixShm => 1,
         BackendKind::Memfd => 2,
+        BackendKind::CudaShm => 4,
+        BackendKind::RocmShm => 5,
         // Requests for others are refused when they are read.
         BackendKind::File
         | BackendKind::PosixMmap
         | BackendKind::Malloc
         | BackendKind::Array
         | BackendKind::Slice
-        | BackendKind::CudaShm
-        | BackendKind::RocmShm
         | _ => 0,
+    }
+}
+
+/// The backend of a named object whose allocator has this identity. Those for devices must be known again:
+/// giving memory back to the kernel is not for them.
+pub(crate) fn named_backend(id: AllocatorId) -> BackendKind {
+    let kinds = [BackendKind::CudaShm, BackendKind::RocmShm];
+    let found = kinds.into_iter().find(|kind| backend_number(*kind) == id.major);
+    found.unwrap_or(BackendKind::PosixShm)
+}
+
+/// Refuses a segment for devices that no driver takes: better now than for each process that attaches it.
+fn require_device(name: &str, backend: BackendKind, object: &str) -> Result<(), ErrorReply> {
+    let Some(vendor) = backend.vendor() else { return Ok(()) };
+    match gpu::try_segment(vendor, object).problem {
+        None => Ok(()),
+        Some(why) => Err(ErrorReply::new(
+            ErrorCode::BadArgument,
+            format_args!("cannot create segment {name:?} with backend {backend}: {why}"),
+            "use the backend posix-shm where no device is to take part",
+        )),
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use hshm_memory::gpu::GpuVendor;
 use hshmd::DaemonError;
 use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
 
@@ -66,6 +67,12 @@ struct Arguments {
     /// Print the manual page, in troff, and exit
     #[arg(long, exclusive = true)]
     manual: bool,
+    /// Say what this process finds of a vendor's driver, in JSON, and exit: what the daemon's children do
+    #[arg(long, hide = true, value_name = "VENDOR")]
+    gpu_probe: Option<GpuVendor>,
+    /// And whether the driver takes the segment in this shared-memory object
+    #[arg(long, hide = true, value_name = "OBJECT", requires = "gpu_probe")]
+    gpu_object: Option<String>,
     /// Destroy all segments when the daemon stops
     #[arg(long)]
     ephemeral: bool,
@@ -85,6 +92,9 @@ fn main() -> ExitCode {
         let _ = manual.render(&mut std::io::stdout().lock());
         return ExitCode::SUCCESS;
     }
+    if let Some(vendor) = arguments.gpu_probe {
+        return probe(vendor, arguments.gpu_object.as_deref());
+    }
     let check_config = arguments.check_config;
     match configure(arguments) {
         Ok(_) if check_config => ExitCode::SUCCESS,
@@ -94,6 +104,12 @@ fn main() -> ExitCode {
         },
         Err(error) => fail(&error),
     }
+}
+
+fn probe(vendor: GpuVendor, object: Option<&str>) -> ExitCode {
+    let said = hshmd::gpu::answer(vendor, object);
+    let written = said.map(|said| writeln!(std::io::stdout().lock(), "{said}"));
+    if let Ok(Ok(())) = written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn configure(arguments: Arguments) -> Result<Config, DaemonError> {

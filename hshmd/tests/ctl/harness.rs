@@ -31,8 +31,13 @@ pub(crate) struct Daemon {
 
 impl Daemon {
     pub(crate) fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// One that has these variables in its environment.
+    pub(crate) fn start_with(settings: &[(&str, &Path)]) -> Self {
         let directory = tempfile::Builder::new().prefix("hshmctl-test-").tempdir().unwrap();
-        let child = spawn(directory.path());
+        let child = spawn(directory.path(), settings);
         Self { directory, child }
     }
 
@@ -52,7 +57,7 @@ impl Daemon {
 
     /// Starts it anew on the same state.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(self.path());
+        self.child = spawn(self.path(), &[]);
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -106,13 +111,14 @@ impl Drop for Daemon {
     }
 }
 
-fn spawn(directory: &Path) -> Child {
+fn spawn(directory: &Path, settings: &[(&str, &Path)]) -> Child {
     let mut child = Command::new(env!("CARGO_BIN_EXE_hshmd"))
         .arg("--socket")
         .arg(directory.join("s"))
         .arg("--state-dir")
         .arg(directory.join("state"))
         .args(["--ephemeral", "--log-level", "error"])
+        .envs(settings.iter().copied())
         .stdin(Stdio::null())
         .spawn()
         .unwrap();

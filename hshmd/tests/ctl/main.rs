@@ -10,6 +10,9 @@ mod bad_input;
 mod client;
 mod commands;
 mod doctor;
+#[path = "../../../hshm-memory/tests/gpu/doubles.rs"]
+mod doubles;
+mod gpu;
 mod harness;
 mod memory;
 mod paper;

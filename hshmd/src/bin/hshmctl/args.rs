@@ -116,7 +116,8 @@ pub(crate) struct CreateArgs {
     /// How far it can grow [default: the daemon's choice]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) capacity: Option<u64>,
-    /// What it is made of: posix-shm (a name in /dev/shm) or memfd (no name)
+    /// What it is made of: posix-shm (a name in /dev/shm), memfd (no name), or cuda-shm or rocm-shm (a
+    /// name in /dev/shm, and processes register it with the driver of NVIDIA's or AMD's devices)
     #[arg(long, default_value_t)]
     pub(crate) backend: BackendKind,
     /// Which allocator is laid over it: thread-local, scalable-page or stack

@@ -1,7 +1,7 @@
 use anyhow::Result;
 use hshm_client::{
-    ClassReport, Client, HeapReport, Inspection, Obtained, OperationCounts, SegmentInfo,
-    WorkerReport, WorkerState,
+    ClassReport, Client, HeapReport, Inspection, Obtained, OperationCounts, SegmentDevice,
+    SegmentInfo, WorkerReport, WorkerState,
 };
 use hshmd::size::format_size;
 use serde::Serialize;
@@ -18,21 +18,32 @@ struct Inspected<'a> {
     heap: &'a HeapReport,
     external_fragmentation: f64,
     held_bytes: u64,
+    /// Of a segment for devices.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device: Option<&'a SegmentDevice>,
 }
 
 pub(super) fn run(client: &Client, name: &str, ui: &mut Ui) -> Result<()> {
     let Inspection { segment, heap } = client.inspect(name)?;
     let obtained = client.memory(name)?;
+    let is_for_devices = segment.backend.vendor().is_some();
+    let device = is_for_devices.then(|| client.device(name)).transpose()?;
     let json = Inspected {
         segment: &segment,
         memory: &obtained,
         heap: &heap,
         external_fragmentation: heap.external_fragmentation(),
         held_bytes: heap.held_bytes(),
+        device: device.as_ref(),
     };
     ui.show(&json, |ui| {
         ui.heading(&format!("segment {}", segment.name))?;
         ui.line(sheet(ui.form(), geometry(&segment, &heap)))?;
+        if let Some(device) = &device {
+            ui.line("")?;
+            ui.heading("device")?;
+            ui.line(sheet(ui.form(), device_rows(device)))?;
+        }
         ui.line("")?;
         ui.heading("memory")?;
         ui.line(sheet(ui.form(), [pages(&obtained), memory(&heap)].concat()))?;
@@ -85,6 +96,19 @@ fn pages(obtained: &Obtained) -> Vec<(&'static str, String)> {
         ("locked", format_size(obtained.locked_bytes)),
         ("NUMA policy", obtained.numa.to_string()),
     ]
+}
+
+fn device_rows(found: &SegmentDevice) -> Vec<(&'static str, String)> {
+    let name = found.device_name.as_deref().unwrap_or("not found");
+    let mut rows =
+        vec![("device", format!("{} {}, {}", found.vendor, found.device, text::printable(name)))];
+    if let Some(bytes) = found.registered_bytes {
+        rows.push(("registration", format!("{} taken by the driver", format_size(bytes))));
+    }
+    if let Some(problem) = &found.problem {
+        rows.push(("registration", format!("refused: {}", text::printable(problem))));
+    }
+    rows
 }
 
 fn memory(heap: &HeapReport) -> Vec<(&'static str, String)> {

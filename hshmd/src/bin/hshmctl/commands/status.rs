@@ -1,16 +1,25 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use hshm_client::Client;
+use hshm_client::{Client, DriverStatus, StatusInfo};
 use hshmd::size::format_size;
+use serde::Serialize;
 
 use crate::table::sheet;
 use crate::text;
 use crate::ui::Ui;
 
+#[derive(Serialize)]
+struct Status<'a> {
+    #[serde(flatten)]
+    status: &'a StatusInfo,
+    drivers: &'a [DriverStatus],
+}
+
 pub(super) fn run(client: &Client, ui: &mut Ui) -> Result<()> {
     let status = client.status()?;
-    ui.show(&status, |ui| {
+    let drivers = client.drivers()?;
+    ui.show(&Status { status: &status, drivers: &drivers }, |ui| {
         ui.heading(&format!("hshmd {} is running", status.server_version))?;
         let protocol = if status.protocol_min == status.protocol_max {
             status.protocol_max.to_string()
@@ -25,7 +34,7 @@ pub(super) fn run(client: &Client, ui: &mut Ui) -> Result<()> {
         if status.unusable_segments > 0 {
             segments.push_str(&format!(", {} unusable", text::count(status.unusable_segments)));
         }
-        let rows = vec![
+        let mut rows = vec![
             ("process", format!("{}, user {}", status.pid, text::user(status.uid))),
             ("uptime", text::duration(Duration::from_millis(status.uptime_ms))),
             ("socket", status.socket.display().to_string()),
@@ -49,8 +58,28 @@ pub(super) fn run(client: &Client, ui: &mut Ui) -> Result<()> {
                 ),
             ),
         ];
+        rows.extend(
+            drivers.iter().map(|driver| ("devices", text::printable(&one(driver)).into_owned())),
+        );
         ui.line(sheet(ui.form(), rows))
     })
+}
+
+/// A vendor's driver and its devices, or why there is none.
+fn one(found: &DriverStatus) -> String {
+    let vendor = found.vendor;
+    let Some(driver) = &found.driver else {
+        return format!("{vendor}: {}", found.problem.as_deref().unwrap_or("none"));
+    };
+    let devices = driver.devices.iter().enumerate().map(|(number, device)| {
+        let atomics = match device.host_native_atomics {
+            Some(true) => ", native host atomics",
+            Some(false) | None => "",
+        };
+        format!("{number} {} with {}{atomics}", device.name, format_size(device.memory_bytes))
+    });
+    let devices: Vec<_> = devices.collect();
+    format!("{vendor} {}: {}", driver.version, devices.join("; "))
 }
 
 fn counted_processes(number: u64) -> String {
