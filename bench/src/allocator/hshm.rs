@@ -47,6 +47,14 @@ unsafe impl Heap for Hshm {
     }
 
     #[inline(always)]
+    fn allocate_mapped(&self, bytes: usize) -> (u64, *mut u8) {
+        match self.allocator.allocate_mapped(bytes) {
+            Ok((block, address)) => (block.offset_bytes(), address.as_ptr()),
+            Err(error) => failed(error),
+        }
+    }
+
+    #[inline(always)]
     fn address(&self, block: u64, bytes: usize) -> *mut u8 {
         match self.allocator.resolve(OffsetPointer::new(block), bytes) {
             Ok(address) => address.as_ptr(),

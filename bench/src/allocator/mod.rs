@@ -49,6 +49,13 @@ pub(crate) unsafe trait Heap: Sync + Sized {
     /// A block of `bytes` bytes. The measurement ends if there is none.
     fn allocate(&self, bytes: usize) -> u64;
 
+    /// The same, and where its bytes are in this process.
+    #[inline(always)]
+    fn allocate_mapped(&self, bytes: usize) -> (u64, *mut u8) {
+        let block = self.allocate(bytes);
+        (block, self.address(block, bytes))
+    }
+
     /// Where the block's bytes are in this process, aligned to 16.
     fn address(&self, block: u64, bytes: usize) -> *mut u8;
 

@@ -134,9 +134,9 @@ fn fitting(rounds: usize, taken: Duration, target: Duration) -> usize {
 
 /// Writes the block's first word, as its user would.
 #[inline(always)]
-fn touch<H: Heap>(heap: &H, block: u64, bytes: usize) {
+fn touch(block: u64, address: *mut u8) {
     #[allow(clippy::cast_ptr_alignment, reason = "blocks are aligned to 16")]
-    let address = heap.address(block, bytes).cast::<u64>();
+    let address = address.cast::<u64>();
     // SAFETY: [owned] the block is ours, at least 16 bytes long and aligned to 8; volatile, so that
     // the store is made and the block with it.
     unsafe { address.write_volatile(block) };
@@ -145,8 +145,8 @@ fn touch<H: Heap>(heap: &H, block: u64, bytes: usize) {
 /// Allocates a block and writes its first word.
 #[inline(always)]
 fn make<H: Heap>(heap: &H, bytes: usize) -> u64 {
-    let block = heap.allocate(bytes);
-    touch(heap, block, bytes);
+    let (block, address) = heap.allocate_mapped(bytes);
+    touch(block, address);
     block
 }
 
