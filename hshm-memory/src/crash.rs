@@ -46,6 +46,13 @@ points! {
     "free.pushed", "a freed block on its page's local list, its event not handled", "the page is freed if it has no allocated block";
     "remote.acknowledged", "an acknowledged push that is still on top of its list", "nothing: it may be acknowledged twice";
     "remote.pushed", "a freed block on a list of a page without owner", "nothing: whoever frees or allocates next adopts the page";
+    "cache.claimed", "a cache's unit that no slot names", "the unit is freed";
+    "cache.placed", "a block in a row that does not count it", "nothing: the block stays allocated";
+    "cache.flushed", "a block in a row and on its page's local list", "the row's is dropped";
+    "cache.journalled", "a journalled flush whose blocks are on no list yet", "the row is emptied as it is";
+    "cache.pushed", "blocks in a row and on the remote list of another's page", "the row's are dropped";
+    "cache.forgotten", "a journalled flush that is done", "the journal is cleared";
+    "cache.released", "a cache's unit that no slot names", "the unit is freed";
     "into.journalled", "a journalled allocation whose block is not taken yet", "the journal is cleared";
     "into.taken", "a block in no hand but the journal's", "the block is freed";
     "into.stored", "a cell that names its block, the journal not cleared", "the journal is cleared";

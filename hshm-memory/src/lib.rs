@@ -21,9 +21,11 @@
 //! ```
 //!
 //! A page is one unit (blocks to 8 KiB) or eight (to 64 KiB), cut into blocks of one size class.
-//! The worker that owns a page allocates from it with a load and a store, and frees to it likewise;
-//! others free to it with one compare-and-swap. A page without free blocks is given up, and becomes
-//! the property of whoever first frees a block of it.
+//! A worker takes small blocks from its *cache* and puts those that it frees there, whatever pages
+//! they are of, with a load and a store; the cache stands in a unit of the segment, so that it is
+//! recovered with its worker. Beyond that, the worker that owns a page allocates from it and frees to
+//! it likewise; others free to it with one compare-and-swap. A page without free blocks is given up,
+//! and becomes the property of whoever first frees a block of it.
 //!
 //! # Invariants
 //!
@@ -34,10 +36,11 @@
 //!   it. An unowned unit or page changes hands by one compare-and-swap. An owner is a slot in use.
 //! - **I2** The units of a page or run that are not its first belong to it as long as the first says
 //!   so. No body stands without a head, save one whose head its owner is making or unmaking.
-//! - **I3** A block of a page is below the page's carved count and on one list of the page once, or
-//!   on none and allocated; or it is beyond the carved count and on none. A list is as long as its
-//!   first word says.
-//! - **I4** A bin's list is of one page, which the bin's slot owns; a page's list is of that page.
+//! - **I3** A block of a page is below the page's carved count and on one list of the page, or in one
+//!   cache, once, or in neither and allocated; or it is beyond the carved count and in neither. A list
+//!   is as long as its first word says.
+//! - **I4** A bin's list is of one page, which the bin's slot owns; a page's list is of that page; a
+//!   cache has blocks of pages of their class, under [`OnExit::Reclaim`] of its own slot's.
 //! - **I5** A slot is nobody's, or names the process that holds, keeps or recovers it.
 //! - **I6** Whatever the holder of a slot was about when it died, the slot's journal, its bins, and
 //!   the tags and lists of its units say enough to finish or undo it; doing so may be interrupted

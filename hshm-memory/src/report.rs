@@ -40,6 +40,10 @@ pub struct HeapReport {
     pub large_blocks: u64,
     /// And the bytes of whole units they take.
     pub large_bytes: u64,
+    /// Free blocks that workers keep to hand out again, whatever pages they are of.
+    pub cached_blocks: u64,
+    /// Their bytes.
+    pub cached_bytes: u64,
     /// Pages without owner, which any worker may adopt.
     pub abandoned_pages: u64,
     /// The slots in use.

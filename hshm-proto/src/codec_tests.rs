@@ -189,6 +189,8 @@ fn longest_replies() -> Vec<ReplyBody> {
         classes: vec![class; 256],
         large_blocks: u64::MAX,
         large_bytes: u64::MAX,
+        cached_blocks: u64::MAX,
+        cached_bytes: u64::MAX,
         abandoned_pages: u64::MAX,
         workers: Vec::new(),
         worker_slots: u32::MAX,

@@ -315,6 +315,8 @@ impl Segment {
             classes: Vec::new(),
             large_blocks: 0,
             large_bytes: 0,
+            cached_blocks: 0,
+            cached_bytes: 0,
             abandoned_pages: 0,
             workers: Vec::new(),
             worker_slots: 0,

@@ -12,6 +12,8 @@ use super::world::World;
 pub const SMALL: usize = 1 << 10;
 /// Small blocks of a page.
 pub const SMALL_PER_PAGE: u64 = 64;
+/// Small blocks of a row of a cache, in a segment of 18 MiB.
+const SMALL_PER_ROW: u64 = 4;
 /// A medium block.
 pub const MEDIUM: usize = 32 << 10;
 /// A block that is a run of units.
@@ -127,6 +129,11 @@ impl Operation {
         Self { size: (3 * MIB, 4 * MIB), ..self }
     }
 
+    /// Large enough for workers to have caches.
+    const fn roomy(self) -> Self {
+        Self { size: (18 * MIB, 18 * MIB), ..self }
+    }
+
     const fn copies(self) -> Self {
         Self { copies: true, ..self }
     }
@@ -207,6 +214,42 @@ fn full_but_for_what_a_dead_freed(w: &World) {
 
 fn leave(w: &World) {
     w.heap.detach_thread();
+}
+
+/// Does what makes a worker want a cache, but for the last bit.
+fn nearly_cached(w: &World) {
+    [16, 32, 48, 64].into_iter().for_each(|bytes| take_and_free(w, bytes));
+}
+
+fn cached(w: &World) {
+    nearly_cached(w);
+    take_and_free(w, 80);
+    assert!(w.heap.report().cached_blocks > 0, "there is a cache");
+}
+
+fn take_and_free(w: &World, bytes: usize) {
+    let block = w.heap.allocate(bytes).expect("a block");
+    // SAFETY: [owned] it was just allocated.
+    unsafe { w.heap.free(block) }.expect("it is allocated");
+}
+
+/// The row of small blocks is full, with blocks of the survivor.
+fn cached_anothers(w: &World) {
+    cached(w);
+    w.drop_blocks(w.known() - SMALL_PER_ROW..w.known());
+    assert!(w.heap.report().cached_blocks > SMALL_PER_ROW);
+}
+
+/// Blocks of another, of nobody and of its own stand in the cache.
+fn cached_of_all_sorts(w: &World) {
+    w.hold(2, 2 * SMALL - 512);
+    elsewhere(w, |w| {
+        w.hold(3, SMALL + 512);
+        leave(w);
+    });
+    cached(w);
+    w.hold(2, 48);
+    w.drop_blocks(1..w.known());
 }
 
 /// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
@@ -489,7 +532,68 @@ pub const OPERATIONS: &[Operation] = &[
         EXACT,
     )
     .wide(),
+    // The cache.
+    keep("claim a cache", nearly_cached, take_small, TAKES_SMALL).roomy(),
+    keep(
+        "allocate from the cache",
+        |w| {
+            cached(w);
+            w.hold(3, SMALL);
+            w.drop_blocks(1..3);
+        },
+        take_small,
+        TAKES_SMALL,
+    )
+    .roomy(),
+    keep(
+        "free to the cache",
+        |w| {
+            cached(w);
+            w.hold(2, SMALL);
+        },
+        free_first,
+        FREES_SMALL,
+    )
+    .roomy(),
+    keep(
+        "free beside a full cache",
+        |w| {
+            cached(w);
+            w.hold(8, SMALL);
+            w.drop_blocks(1..6);
+        },
+        free_first,
+        FREES_SMALL,
+    )
+    .roomy(),
+    keep("free another's to a full cache", cached_anothers, free_first, FREES_SMALL)
+        .after(|w| w.hold(8, SMALL))
+        .roomy(),
+    keep("leave with a cache", cached_of_all_sorts, leave, EXACT)
+        .after(|w| w.hold(5, SMALL))
+        .roomy(),
     // Recovering.
+    recovery(
+        "recover one who emptied a row",
+        "free another's to a full cache",
+        "cache.pushed",
+        0,
+        EXACT,
+    )
+    .after(|w| w.hold(8, SMALL))
+    .roomy(),
+    recovery(
+        "recover one who was about to",
+        "free another's to a full cache",
+        "cache.journalled",
+        0,
+        EXACT,
+    )
+    .after(|w| w.hold(8, SMALL))
+    .roomy(),
+    recovery("recover one who gave back a cache", "leave with a cache", "cache.flushed", 1, EXACT)
+        .after(|w| w.hold(5, SMALL))
+        .roomy(),
     recovery(
         "recover an allocation",
         "allocate the last of a list",
@@ -596,6 +700,29 @@ pub const OPERATIONS: &[Operation] = &[
     keep("reclaim: empty another's cell", warm, empty_cell, EXACT)
         .after(|w| fill_cell(w, SMALL))
         .reclaim(),
+    keep(
+        "reclaim: free to the cache",
+        |w| {
+            cached(w);
+            w.hold(3, SMALL);
+        },
+        free_first,
+        EXACT,
+    )
+    .roomy()
+    .reclaim(),
+    keep(
+        "reclaim: leave with a cache",
+        |w| {
+            cached(w);
+            w.hold(5, SMALL);
+            w.drop_blocks(1..5);
+        },
+        leave,
+        EXACT,
+    )
+    .roomy()
+    .reclaim(),
     keep(
         "reclaim: leave",
         |w| {

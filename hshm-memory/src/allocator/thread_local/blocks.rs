@@ -31,14 +31,36 @@ impl ThreadLocalAllocator {
     /// ```
     #[inline]
     pub fn allocate(&self, bytes: usize) -> Result<OffsetPointer, AllocError> {
-        if let (Some(heap), Some(class)) = (tls::current(self.key), small_class_of(bytes)) {
-            // SAFETY: [owned] the thread's registry keeps its current heap alive.
-            let heap = unsafe { &*heap };
-            if let Some(offset) = heap.pop_small(class) {
-                return Ok(OffsetPointer::new(offset));
-            }
+        if let Some((offset, _)) = self.take_small(bytes) {
+            return Ok(OffsetPointer::new(offset));
         }
         self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)
+    }
+
+    /// [`ThreadLocalAllocator::allocate`], and where the block is in this process: cheaper than to
+    /// [`resolve`](ThreadLocalAllocator::resolve) it.
+    ///
+    /// # Errors
+    /// As [`ThreadLocalAllocator::allocate`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// # let heap = doc_heap();
+    /// let (block, address) = heap.allocate_mapped(100)?;
+    /// assert_eq!(heap.resolve(block, 100)?, address);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[inline]
+    pub fn allocate_mapped(
+        &self,
+        bytes: usize,
+    ) -> Result<(OffsetPointer, NonNull<u8>), AllocError> {
+        if let Some((offset, heap)) = self.take_small(bytes) {
+            return Ok((OffsetPointer::new(offset), heap.address(offset)));
+        }
+        let block = self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)?;
+        Ok((block, self.resolve(block, bytes)?))
     }
 
     /// Allocates `bytes` bytes aligned to `align`, a power of two up to what the backend's own
@@ -77,7 +99,7 @@ impl ThreadLocalAllocator {
     /// [`AllocError::NotAllocated`] for null, for an offset outside the segment's pages, and for
     /// one in a page of another worker or of nobody, or in a large block, where no allocated block
     /// begins. What cannot be told is a second free of a small block, and a wrong offset in a page
-    /// of the calling thread.
+    /// of small blocks that the calling thread keeps in its cache.
     ///
     /// # Examples
     /// ```
@@ -95,7 +117,8 @@ impl ThreadLocalAllocator {
         if let Some(heap) = tls::current(self.key) {
             // SAFETY: [owned] the thread's registry keeps its current heap alive.
             let heap = unsafe { &*heap };
-            if heap.push_small(pointer.offset_bytes()) {
+            let offset = pointer.offset_bytes();
+            if heap.push_small(offset) {
                 return Ok(());
             }
         }
@@ -293,6 +316,17 @@ impl ThreadLocalAllocator {
         tls::detach_thread(self.key);
     }
 
+    /// A block of at least `bytes` bytes out of what the calling thread has at hand, and its heap.
+    #[inline(always)]
+    fn take_small(&self, bytes: usize) -> Option<(u64, &heap::Heap)> {
+        // One question after the other: each is one branch.
+        let heap = tls::current(self.key)?;
+        let class = small_class_of(bytes)?;
+        // SAFETY: [owned] the thread's registry keeps its current heap alive.
+        let heap = unsafe { &*heap };
+        Some((heap.take_small(class)?, heap))
+    }
+
     #[cold]
     #[inline(never)]
     pub(super) fn allocate_slow(
@@ -322,7 +356,11 @@ impl ThreadLocalAllocator {
     ) -> Result<(), AllocError> {
         let offset = pointer.offset_bytes();
         self.with_context(context, |heap| {
-            if heap.push_small(offset) { Ok(()) } else { heap.free_slow(offset) }
+            if heap.push_small(offset) || heap.free_cached(offset) {
+                Ok(())
+            } else {
+                heap.free_slow(offset)
+            }
         })
     }
 

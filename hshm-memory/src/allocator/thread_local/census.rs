@@ -1,8 +1,9 @@
 //! Counting: what is allocated, held and free, from the words that say so, without following a list.
 
+use super::cache::Rows;
 use super::layout::{Counters, MEDIUM_UNITS, UNIT_BYTES};
 use super::page::Page;
-use super::size_class::{CLASSES, block_bytes};
+use super::size_class::{CLASSES, SMALL_CLASSES, block_bytes};
 use super::units;
 use super::view::View;
 use super::words::{Kind, SlotState};
@@ -51,12 +52,18 @@ pub(super) fn report(view: &View) -> HeapReport {
                 report.large_blocks += 1;
                 report.large_bytes += u64::from(step) * UNIT_BYTES;
             }
-            Kind::MediumBody | Kind::RunBody | Kind::Claimed | Kind::Transit | Kind::Unknown => {}
+            Kind::MediumBody
+            | Kind::RunBody
+            | Kind::Claimed
+            | Kind::Transit
+            | Kind::Cache
+            | Kind::Unknown => {}
         }
         free_run = if is_free { free_run + UNIT_BYTES } else { 0 };
         report.largest_free_run_bytes = report.largest_free_run_bytes.max(free_run);
         unit = unit.saturating_add(step);
     }
+    count_cached(view, &mut classes, &mut report);
     report.allocated_blocks += report.large_blocks;
     report.allocated_bytes += report.large_bytes;
     report.classes = classes
@@ -71,8 +78,27 @@ pub(super) fn report(view: &View) -> HeapReport {
         })
         .collect();
     count_workers(view, &pages_of, &mut report);
-    report.operations.local_frees = report.operations.local_frees.wrapping_add(uncounted_frees);
+    let sum = report.operations.local_frees.wrapping_add(uncounted_frees);
+    report.operations.local_frees = sum;
+    report.operations = at_rest(report.operations);
     report
+}
+
+/// Takes the blocks in workers' caches, which their pages count as allocated, off again.
+fn count_cached(view: &View, classes: &mut [(u64, u64, u64); CLASSES], report: &mut HeapReport) {
+    for (id, _) in view.slots_in_use() {
+        let Some(rows) = Rows::of(view, id) else { continue };
+        for (class, (_, _, used)) in classes.iter_mut().enumerate().take(SMALL_CLASSES) {
+            // More than are allocated only if somebody allocates or frees this moment.
+            let blocks = (rows.blocks(class).count() as u64).min(*used);
+            let bytes = blocks * u64::from(block_bytes(class));
+            *used -= blocks;
+            report.allocated_blocks -= blocks;
+            report.allocated_bytes -= bytes;
+            report.cached_blocks += blocks;
+            report.cached_bytes += bytes;
+        }
+    }
 }
 
 fn empty_report(view: &View) -> HeapReport {
@@ -94,6 +120,8 @@ fn empty_report(view: &View) -> HeapReport {
         classes: Vec::new(),
         large_blocks: 0,
         large_bytes: 0,
+        cached_blocks: 0,
+        cached_bytes: 0,
         abandoned_pages: 0,
         workers: Vec::new(),
         worker_slots: geometry.worker_slots,
@@ -121,9 +149,16 @@ fn count_workers(view: &View, pages_of: &[u64], report: &mut HeapReport) {
         let mut operations = counts(&slot.counters);
         for class in 0..CLASSES {
             let waiting = u64::from(view.bin_list(slot, class).count());
-            operations.allocations = operations.allocations.saturating_sub(waiting);
+            operations.allocations = operations.allocations.wrapping_sub(waiting);
+        }
+        if let Some(rows) = Rows::of(view, id) {
+            let (cached, taken) = rows.totals();
+            operations.allocations = operations.allocations.wrapping_add(taken);
+            let freed = taken.wrapping_add(cached);
+            operations.local_frees = operations.local_frees.wrapping_add(freed);
         }
         report.operations += operations;
+        let operations = at_rest(operations);
         report.workers.push(WorkerReport {
             slot: id,
             process: word.process(),
@@ -136,6 +171,16 @@ fn count_workers(view: &View, pages_of: &[u64], report: &mut HeapReport) {
             pages: pages_of.get(id as usize).copied().unwrap_or(0),
             operations,
         });
+    }
+}
+
+/// Counts that were read while others changed them may be less than nothing.
+fn at_rest(counts: OperationCounts) -> OperationCounts {
+    let least = |count: u64| if count > u64::MAX / 2 { 0 } else { count };
+    OperationCounts {
+        allocations: least(counts.allocations),
+        local_frees: least(counts.local_frees),
+        ..counts
     }
 }
 

@@ -3,12 +3,14 @@
 //! The walk ends on any bytes whatever: each list is followed for at most as many steps as its page
 //! has blocks, each unit is looked at once.
 
+use super::cache::Rows;
 use super::layout::MEDIUM_UNITS;
 use super::page::Page;
+use super::size_class::SMALL_CLASSES;
 use super::units;
 use super::view::View;
 use super::walk::{Fault, Met};
-use super::words::{Kind, List, SlotState, Tag, unit_start};
+use super::words::{Kind, List, Operation, SlotState, Step, Tag, unit_of, unit_start};
 use crate::report::{CheckReport, Violation};
 use crate::sync::Ordering;
 use crate::thread_model;
@@ -24,8 +26,11 @@ const FAULTS: u32 = 3;
 pub(super) fn check(view: &View) -> CheckReport {
     view.refresh_limit();
     let report = CheckReport::default();
-    let mut checker = Checker { view, report, patience: PATIENCE, last_body: (0, false) };
+    let caches = view.slots_in_use().map(|(id, _)| id).filter(|&id| Rows::of(view, id).is_some());
+    let caches = caches.collect();
+    let mut checker = Checker { view, report, caches, patience: PATIENCE, last_body: (0, false) };
     checker.slots_hold_themselves_to_their_words();
+    checker.caches_hold_blocks();
     let mut unit = view.geometry.first_unit;
     while let Some(tag) = view.tag(unit) {
         unit = unit.saturating_add(checker.unit(unit, tag));
@@ -36,6 +41,8 @@ pub(super) fn check(view: &View) -> CheckReport {
 struct Checker<'v> {
     view: &'v View,
     report: CheckReport,
+    /// The slots that have caches.
+    caches: Vec<u32>,
     /// Looks that are left of [`PATIENCE`].
     patience: usize,
     /// The last body that was looked at by itself, and whether it had a head.
@@ -43,13 +50,16 @@ struct Checker<'v> {
 }
 
 /// A page's lists at one moment.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 struct Lists {
     tag: Tag,
     carved: u32,
     lists: [List; 4],
     /// The owner may be putting freshly carved blocks into its bin.
     is_loading: bool,
+    /// Its blocks in workers' caches, and whether they may stand on a list too, because they are
+    /// being moved.
+    cached: Vec<(u32, bool)>,
 }
 
 impl Checker<'_> {
@@ -88,7 +98,7 @@ impl Checker<'_> {
                 let len = self.view.descriptor(unit).run_units.load(Ordering::Relaxed);
                 len.clamp(1, self.view.units().saturating_sub(unit).max(1))
             }
-            Kind::Free | Kind::Claimed => 1,
+            Kind::Free | Kind::Claimed | Kind::Cache => 1,
         };
         self.report.units += u64::from(len);
         len
@@ -183,7 +193,7 @@ impl Checker<'_> {
     fn page(&mut self, unit: u32, tag: Tag) {
         self.report.pages += 1;
         let mut seen = self.lists(unit, tag);
-        let (mut met, mut result) = self.follow(unit, seen);
+        let (mut met, mut result) = self.follow(unit, &seen);
         let mut faults = u32::from(result.is_err());
         for _ in 0..LOOKS {
             let now = self.lists(unit, tag);
@@ -195,7 +205,7 @@ impl Checker<'_> {
             faults = if now == seen { faults } else { 0 };
             thread_model::pause();
             seen = now;
-            (met, result) = self.follow(unit, seen);
+            (met, result) = self.follow(unit, &seen);
             faults += u32::from(result.is_err());
         }
         if faults < FAULTS && result.is_err() {
@@ -249,14 +259,74 @@ impl Checker<'_> {
             bin = List::EMPTY;
         }
         let [free, local, remote] = lists;
-        Lists { tag, carved: page.carved(), lists: [bin, free, local, remote], is_loading }
+        let lists = [bin, free, local, remote];
+        Lists { tag, carved: page.carved(), lists, is_loading, cached: self.cached(&page) }
     }
 
-    fn follow(&self, unit: u32, seen: Lists) -> (Met, Result<(), Fault>) {
+    /// The blocks of a page that stand in workers' caches.
+    fn cached(&self, page: &Page<'_>) -> Vec<(u32, bool)> {
+        let mut cached = Vec::new();
+        if page.tag.kind() != Kind::Small {
+            return cached;
+        }
+        for &id in &self.caches {
+            let Some(rows) = Rows::of(self.view, id) else { continue };
+            let indices = rows.blocks(page.class()).filter_map(|offset| page.index_of(offset));
+            // Who moves blocks, or was stopped at it, has them in two places: a state that recovery
+            // accepts.
+            let journal = &self.view.slot(id).journal;
+            let moves = page.tag.owner() == id
+                || (Operation(journal.operation.load(Ordering::SeqCst)).step() == Step::Flush
+                    && unit_of(journal.block.load(Ordering::Relaxed)) == page.unit);
+            cached.extend(indices.map(|index| (index, moves)));
+        }
+        cached
+    }
+
+    fn follow(&self, unit: u32, seen: &Lists) -> (Met, Result<(), Fault>) {
         let page = Page::new(self.view, unit, seen.tag);
         let mut met = Met::new();
-        let result = seen.lists.into_iter().try_for_each(|list| met.follow(&page, list));
+        let lists = seen.lists.into_iter().try_for_each(|list| met.follow(&page, list));
+        let mut cached = Met::new();
+        let result = lists.and_then(|()| {
+            seen.cached.iter().try_for_each(|&(index, moves)| {
+                let twice = !cached.insert(index) || (!met.insert(index) && !moves);
+                if twice { Err(Fault::Twice(page.block(index))) } else { Ok(()) }
+            })
+        });
         (met, result)
+    }
+
+    /// I4: what stands in a row of a cache is a block of its class.
+    fn caches_hold_blocks(&mut self) {
+        let is_block = |class, offset| {
+            let Some((unit, tag)) = self.view.page_of(offset) else { return false };
+            let page = Page::new(self.view, unit, tag);
+            let index = page.index_of(offset).filter(|&index| index < page.carved());
+            tag.class() == class && index.is_some()
+        };
+        let mut wrong = Vec::new();
+        for &id in &self.caches {
+            for class in 0..SMALL_CLASSES {
+                let mut suspects = Vec::new();
+                for look in 0..FAULTS {
+                    let Some(rows) = Rows::of(self.view, id) else { break };
+                    let bad = rows.blocks(class).filter(|&offset| !is_block(class, offset));
+                    // What was taken meanwhile is no longer in the row.
+                    let same = bad.filter(|offset| look == 0 || suspects.contains(offset));
+                    suspects = same.collect::<Vec<_>>();
+                    if suspects.is_empty() {
+                        break;
+                    }
+                    thread_model::pause();
+                }
+                wrong.extend(suspects.into_iter().map(|offset| (id, class, offset)));
+            }
+        }
+        for (id, class, offset) in wrong {
+            let what = format!("slot {id} caches {offset:#x}, no block of class {class}");
+            self.violated("I4", offset, what);
+        }
     }
 
     /// I5: a slot's word is one that is ever stored.

@@ -18,7 +18,8 @@ use crate::process::ProcessId;
 impl ThreadLocalAllocator {
     /// Lays an allocator with the identity `id` out in `backend`, whose bytes must be zero.
     ///
-    /// The segment's own tables take about 0.2 % of the capacity and 1.3 KiB for each worker slot.
+    /// The segment's own tables take about 0.2 % of the capacity and 1.3 KiB for each worker slot; a worker that
+    /// goes on allocating takes 64 KiB more for its cache.
     /// The backend is grown by as much, if its capacity allows, so that the size it was created
     /// with remains for blocks.
     ///

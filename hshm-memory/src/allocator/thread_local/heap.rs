@@ -1,16 +1,18 @@
 //! A worker's heap as its process sees it: the slot in the segment, and what is private beside it.
 //!
-//! This file has the two fast paths; [`super::refill`] and [`super::release`] have what they fall
-//! back to.
+//! This file has the two fast paths, whose first halves are in [`super::cache`]; [`super::refill`] and
+//! [`super::release`] have what they fall back to.
 
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
 
+use super::cache::Cache;
 use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, Slot, UNIT_SHIFT};
 use super::page::{NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
-use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES};
+use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES};
 use super::units;
 use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
@@ -33,16 +35,19 @@ const MEDIUM_BINS: usize = 4;
 pub(crate) struct Heap {
     base: *mut u8,
     /// The first offset that a block can have.
-    first: u64,
+    pub(super) first: u64,
     /// Bytes from there to the end of what may be touched.
     span: Cell<u64>,
-    slot: *const Slot,
+    /// Bytes in which a block of any small class may begin.
+    pub(super) reach: Cell<u64>,
     tags: *const AtomicU32,
-    descriptors: *const Descriptor,
     /// Units below the end of what may be touched.
     units: Cell<u32>,
     /// The low half of the tags of our small pages.
     small_tag: u16,
+    pub(super) cache: Cache,
+    slot: *const Slot,
+    descriptors: *const Descriptor,
     /// Which attached allocator it belongs to; unique in the process, never 0.
     pub(super) key: u64,
     /// The slot's number.
@@ -87,11 +92,13 @@ impl Heap {
             base: view.base().as_ptr(),
             first: view.geometry.metadata_bytes(),
             span: Cell::new(0),
+            reach: Cell::new(0),
             units: Cell::new(0),
             tags: view.tag_word(0),
             descriptors: view.descriptor(0),
             slot: view.slot(id),
             small_tag: Tag::small_owned_by(id),
+            cache: Cache::new(id, view.on_exit()),
             id,
             generation,
             released: PrivateU64::new(0),
@@ -113,6 +120,7 @@ impl Heap {
 
     fn set_limit(&self, limit: u64) {
         self.span.set(limit.saturating_sub(self.first));
+        self.reach.set(self.span.get().saturating_sub(SMALL_MAX_BYTES as u64));
         self.units.set(unit_of(limit));
     }
 
@@ -145,6 +153,12 @@ impl Heap {
         self.generation != generation || self.released.load(PrivateOrdering::Relaxed) != 0
     }
 
+    /// Takes a block of `class`, one of the small ones, if the cache has one, or the bin at least two.
+    #[inline(always)]
+    pub(super) fn take_small(&self, class: usize) -> Option<u64> {
+        self.pop_cached(class).or_else(|| self.pop_small(class))
+    }
+
     /// Takes a block of `class`, one of the small ones, if the bin has at least two.
     ///
     /// Three loads, one store, two branches that are never taken but once a list: the bin names the
@@ -160,7 +174,7 @@ impl Heap {
     /// The same for any class.
     #[inline]
     pub(super) fn pop_any(&self, class: usize) -> Option<u64> {
-        if class < SMALL_CLASSES { self.pop_small(class) } else { self.pop::<MEDIUM_SHIFT>(class) }
+        if class < SMALL_CLASSES { self.take_small(class) } else { self.pop::<MEDIUM_SHIFT>(class) }
     }
 
     #[inline(always)]
@@ -170,7 +184,8 @@ impl Heap {
         let bin = slot.bins.get(class)?;
         let head = List(bin.load(Ordering::Relaxed));
         let offset = head.first();
-        if offset.wrapping_sub(self.first) >= self.span.get() {
+        let within = if PAGE_SHIFT == UNIT_SHIFT { &self.reach } else { &self.span };
+        if offset.wrapping_sub(self.first) >= within.get() {
             return None;
         }
         let rest = List(self.link(offset).load(Ordering::Relaxed));
@@ -181,11 +196,11 @@ impl Heap {
         Some(offset)
     }
 
-    /// Frees the block at `offset` if it lies in a small page of ours and nothing is to be done
-    /// besides. False if not, and then nothing was done.
+    /// Frees the block at `offset` if it lies in a small page, and there is room for it in the cache, or
+    /// the page is ours and nothing is to be done besides. False if not, and then nothing was done.
     ///
-    /// The store of the list is the moment at which the block is free: who dies before has freed
-    /// nothing.
+    /// The store of the row's count, or of the list, is the moment at which the block is free: who
+    /// dies before has freed nothing.
     #[inline(always)]
     pub(super) fn push_small(&self, offset: u64) -> bool {
         let unit = offset >> UNIT_SHIFT;
@@ -196,9 +211,14 @@ impl Heap {
         let unit = unit as usize;
         // SAFETY: [mapped] `unit` is below `units`, and the table has an entry for each unit.
         let tag = unsafe { &*self.tags.wrapping_add(unit) };
-        // ORDER: Relaxed: only this thread makes a page ours or lets go of it.
+        // ORDER: Relaxed: only this thread makes a page ours or lets go of it, and as long as a block
+        // of a page is the caller's, its class does not change.
+        let tag = tag.load(Ordering::Relaxed);
+        if self.push_cached(tag, offset) {
+            return true;
+        }
         #[allow(clippy::cast_possible_truncation, reason = "the low half: kind and owner")]
-        let low = tag.load(Ordering::Relaxed) as u16;
+        let low = tag as u16;
         if low != self.small_tag {
             return false;
         }
@@ -215,6 +235,15 @@ impl Heap {
         // ORDER: Release keeps it after the link's store, for whoever recovers this list.
         descriptor.local.store(longer.0, Ordering::Release);
         true
+    }
+
+    /// Where a block is that [`Heap::take_small`] just gave: all of it lies inside the segment.
+    #[inline(always)]
+    pub(super) fn address(&self, offset: u64) -> NonNull<u8> {
+        #[allow(clippy::cast_possible_truncation, reason = "an offset into a mapping")]
+        let address = self.base.wrapping_add(offset as usize);
+        // SAFETY: [mapped] it lies in a mapping, which is not at 0.
+        unsafe { NonNull::new_unchecked(address) }
     }
 
     /// The first eight bytes of a block whose offset was just checked.

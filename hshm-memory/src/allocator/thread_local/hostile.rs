@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 fn segment(on_exit: OnExit) -> ThreadLocalAllocator {
     let options = InitOptions { custom_header_bytes: CELLS * 8, on_exit, worker_slots: SLOTS };
-    let backend = scratch("hostile", 4 << 20, 24 << 20).unwrap();
+    let backend = scratch("hostile", 24 << 20, 32 << 20).unwrap();
     ThreadLocalAllocator::shm_init(AllocatorId::new(6, 6), Arc::new(backend), &options).unwrap()
 }
 

@@ -5,8 +5,9 @@
 //! marked, or is null; from the bin and the lists, which the block is on or is not; and, where the
 //! block went to the list of a page that another owns, from the acknowledgement ([`super::remote`]).
 
+use super::drain;
 use super::heap::Heap;
-use super::layout::Journal;
+use super::layout::{Journal, Slot};
 use super::page::Page;
 use super::refill::Request;
 use super::release::Block;
@@ -175,30 +176,33 @@ impl Heap {
         Some(operation)
     }
 
-    /// Writes the journal.
     fn begin(&self, step: Step, cell: u64, block: u64) -> Operation {
-        let slot = self.slot();
-        let unit = unit_of(block);
-        let acknowledged = slot.acknowledged.load(Ordering::Relaxed);
-        let operation = loop {
-            // One writer. The number lives on with the slot, so that no operation is mistaken for
-            // an earlier one of another holder.
-            let sequence = slot.sequence.load(Ordering::Relaxed).wrapping_add(1);
-            slot.sequence.store(sequence, Ordering::Relaxed);
-            #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
-            let short = (sequence & u64::from(Remote::SEQUENCE_MASK)) as u32;
-            let operation = Operation::new(step, unit, short);
-            if operation.acknowledgement() != acknowledged {
-                break operation;
-            }
-        };
-        write(&slot.journal, operation, cell, block);
-        operation
+        begin(self.slot(), step, cell, block)
     }
 
     fn end(&self) {
         clear(&self.slot().journal);
     }
+}
+
+/// Writes the journal of a slot, as its holder or recoverer.
+pub(super) fn begin(slot: &Slot, step: Step, cell: u64, block: u64) -> Operation {
+    let unit = unit_of(block);
+    let acknowledged = slot.acknowledged.load(Ordering::Relaxed);
+    let operation = loop {
+        // One writer. The number lives on with the slot, so that no operation is mistaken for an
+        // earlier one of another holder.
+        let sequence = slot.sequence.load(Ordering::Relaxed).wrapping_add(1);
+        slot.sequence.store(sequence, Ordering::Relaxed);
+        #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
+        let short = (sequence & u64::from(Remote::SEQUENCE_MASK)) as u32;
+        let operation = Operation::new(step, unit, short);
+        if operation.acknowledgement() != acknowledged {
+            break operation;
+        }
+    };
+    write(&slot.journal, operation, cell, block);
+    operation
 }
 
 /// Says in the journal what is about to be done.
@@ -271,6 +275,12 @@ pub(super) fn resolve(view: &View, id: u32, page_has: impl Fn(&Page<'_>, u64) ->
     };
     let resolved = match operation.step() {
         Step::Idle => Resolved::Nothing,
+        // What it names instead of a cell is a part of the cache.
+        Step::Flush if was_pushed(view, id, offset, operation) => {
+            drain::forget_flushed(view, id, cell_offset, offset);
+            Resolved::Nothing
+        }
+        Step::Flush => Resolved::Nothing,
         Step::AllocateInto => match cell.map_or(Ok(false), arrived) {
             Ok(true) => Resolved::Completed,
             Ok(false) if free_for_dead(view, id, offset, page_has, operation, false).is_ok() => {
@@ -353,6 +363,20 @@ fn free_for_dead(
         }
     }
     Err(Contended)
+}
+
+/// Whether the blocks that begin at `offset` were pushed by the dead holder of slot `id`.
+fn was_pushed(view: &View, id: u32, offset: u64, operation: Operation) -> bool {
+    let acknowledged = &view.slot(id).acknowledged;
+    let found = view.page_of(offset);
+    // ORDER: SeqCst, after the page's tag, for the reason that `free_for_dead` has.
+    if acknowledged.load(Ordering::SeqCst) == operation.acknowledgement() {
+        return true;
+    }
+    found.is_some_and(|(unit, tag)| {
+        let page = Page::new(view, unit, tag);
+        super::remote::push_happened(&page.descriptor().remote, id, operation, acknowledged)
+    })
 }
 
 /// The dead's own push, with its own mark: should this recoverer die too, the next one can tell.

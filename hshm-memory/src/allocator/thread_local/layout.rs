@@ -11,7 +11,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 
 /// The version of the segments that this library writes and reads. It changes whenever a byte of
 /// the layout changes its meaning.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 /// What a segment begins with: "hshmTLA1", read as a little-endian number.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"hshmTLA1");
 /// The allocator that laid the segment out.
@@ -73,10 +73,11 @@ pub(crate) const TABLES: usize = 7;
 #[repr(C)]
 #[derive(Debug)]
 pub(crate) struct Counters {
-    /// Blocks that were loaded for handing out; those not handed out yet are counted off by the
-    /// reader.
+    /// Blocks that were loaded into bins; the reader counts off those still there, and counts in what
+    /// the cache handed out.
     pub(crate) loaded: AtomicU64,
-    /// Blocks freed by the owner of their page.
+    /// Blocks that came back to their page from its owner; the reader counts in what the cache has
+    /// and had.
     pub(crate) local_frees: AtomicU64,
     /// Blocks freed by another.
     pub(crate) remote_frees: AtomicU64,
@@ -89,7 +90,8 @@ pub(crate) struct Counters {
 pub(crate) struct Slot {
     /// The thread, as the kernel numbers it.
     pub(crate) thread: AtomicU32,
-    _reserved: AtomicU32,
+    /// The unit that holds the worker's cache; 0 for none.
+    pub(crate) cache: AtomicU32,
     /// The sequence number of the last journalled operation, over all holders of this slot.
     pub(crate) sequence: AtomicU64,
     /// Which journalled remote free of this slot others saw on a list: unit and sequence.
@@ -148,7 +150,7 @@ mod for_model {
             let [sequence, acknowledged] = zeros();
             Self {
                 thread: AtomicU32::new(0),
-                _reserved: AtomicU32::new(0),
+                cache: AtomicU32::new(0),
                 sequence,
                 acknowledged,
                 _pad0: zeros(),

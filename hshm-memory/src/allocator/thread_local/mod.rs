@@ -2,10 +2,12 @@
 //! takes and returns blocks without asking anybody.
 
 mod blocks;
+mod cache;
 mod care;
 mod census;
 mod check;
 mod create;
+mod drain;
 mod geometry;
 mod heap;
 mod interface;
@@ -41,6 +43,8 @@ mod view;
 mod walk;
 mod words;
 
+#[cfg(test)]
+mod cache_tests;
 #[cfg(test)]
 #[cfg(not(hshm_loom))]
 mod hostile;

@@ -3,6 +3,8 @@
 //! Everything here may be interrupted and begun again (I6): each step is one store that leaves a
 //! state which the steps before it accept.
 
+use super::cache;
+use super::drain::drain_all;
 use super::journal::{self, Resolved};
 use super::layout::MEDIUM_UNITS;
 use super::page::Page;
@@ -65,8 +67,9 @@ fn recover_slot(view: &View, id: u32) -> Option<RecoveryReport> {
         OnExit::Keep => Leave::Mended,
         OnExit::Reclaim => Leave::Freed,
     };
-    report += vacate(view, id, leave);
-    Some(report)
+    let (vacated, whole) = vacate(view, id, leave);
+    report += vacated;
+    whole.then_some(report)
 }
 
 /// In what state pages are left behind.
@@ -80,12 +83,18 @@ pub(super) enum Leave {
     Freed,
 }
 
-/// Empties the slot's bins and lets go of every unit it owns.
-pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> RecoveryReport {
+/// Empties the slot's bins and its cache, and lets go of every unit it owns. False if the cache could
+/// not be emptied, and it must be tried again.
+pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> (RecoveryReport, bool) {
     let mut report = RecoveryReport::default();
     for class in 0..CLASSES {
         save_bin(view, id, class);
     }
+    // What is freed with its page needs no list.
+    if leave != Leave::Freed && !drain_all(view, id, leave == Leave::Mended) {
+        return (report, false);
+    }
+    cache::release(view, id);
     for unit in view.block_units() {
         let Some(tag) = view.tag(unit).filter(|tag| tag.owner() == id) else { continue };
         match tag.kind() {
@@ -93,6 +102,7 @@ pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> RecoveryReport {
                 units::end_run_before(view, unit);
                 release_claimed(view, unit);
             }
+            Kind::Cache => units::release_unit(view, unit),
             Kind::Transit => {
                 units::dismantle_run(view, id, unit);
                 report.pages_freed += 1;
@@ -119,7 +129,7 @@ pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> RecoveryReport {
             Kind::Free | Kind::MediumBody | Kind::RunBody | Kind::Unknown => {}
         }
     }
-    report
+    (report, true)
 }
 
 /// Gives the blocks of a bin back to their page.

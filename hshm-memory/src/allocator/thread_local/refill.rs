@@ -69,12 +69,18 @@ impl Heap {
     pub(super) fn allocate_slow(&self, bytes: usize, align: usize) -> Result<u64, AllocError> {
         self.note_limit();
         match self.request(bytes, align)? {
-            Request::Class(class) => loop {
-                if let Some(offset) = self.take(class) {
-                    return Ok(offset);
+            Request::Class(class) => {
+                self.claim_cache();
+                loop {
+                    if let Some(offset) = self.pop_carefully(class) {
+                        return Ok(offset);
+                    }
+                    if let Some(offset) = self.take(class) {
+                        return Ok(offset);
+                    }
+                    self.fill_bin(class)?;
                 }
-                self.fill_bin(class)?;
-            },
+            }
             Request::Run { units, align_units, bytes } => {
                 if let Some(run) = self.take_kept_run(units, align_units) {
                     return Ok(unit_start(run));

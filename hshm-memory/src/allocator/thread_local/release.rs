@@ -36,6 +36,7 @@ impl Heap {
     #[inline(never)]
     pub(super) fn free_slow(&self, offset: u64) -> Result<(), AllocError> {
         self.note_limit();
+        self.claim_cache();
         loop {
             match self.locate(offset)? {
                 Block::InPage(page) => {
@@ -78,6 +79,7 @@ impl Heap {
             Kind::Large | Kind::RunBody => Err(bad("it points into the middle of a large block")),
             Kind::Free => Err(bad("its memory is free")),
             Kind::Claimed | Kind::Transit => Err(bad("its memory is being freed or claimed")),
+            Kind::Cache => Err(bad("it lies in a worker's cache")),
             Kind::Unknown => Err(AllocError::Corrupt { offset, what: "a unit of no known kind" }),
         }
     }
@@ -276,6 +278,7 @@ impl Heap {
     /// Gives back every page, of ours or of nobody, that has no allocated block.
     #[cold]
     pub(super) fn collect(&self) {
+        self.drop_cache();
         self.kept.iter().chain(&self.kept_medium).for_each(|kept| kept.set(0));
         self.kept_runs.iter().for_each(|cell| self.drop_kept_run(cell));
         for unit in self.view.block_units() {

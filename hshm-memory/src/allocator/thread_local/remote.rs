@@ -42,20 +42,39 @@ pub(crate) fn push<'s>(
     pusher_of: impl Fn(u32) -> Option<Pusher<'s>>,
     carved: impl Fn() -> Option<u32>,
 ) -> Result<bool, Overfull> {
+    push_chain(list, place.page, &[(place.offset_in_page, link)], mark, pusher_of, carved)
+}
+
+/// The same with several blocks of the page that begins at `page`: each block's distance from there,
+/// and its first word. All of them are pushed, or none.
+pub(crate) fn push_chain<'s>(
+    list: &AtomicU64,
+    page: u64,
+    chain: &[(u64, &AtomicU64)],
+    mark: Mark,
+    pusher_of: impl Fn(u32) -> Option<Pusher<'s>>,
+    carved: impl Fn() -> Option<u32>,
+) -> Result<bool, Overfull> {
+    let Some(&(first, _)) = chain.last() else { return Ok(true) };
+    let more = u32::try_from(chain.len()).map_err(|_| Overfull)?;
     // ORDER: Acquire pairs with the Release below and in `take`, so that acknowledging sees the
     // pusher's journal.
     let mut word = Remote(list.load(Ordering::Acquire));
     loop {
         let Some(blocks) = carved() else { return Ok(false) };
-        if word.count() >= blocks {
+        if word.count().saturating_add(more) > blocks {
             return Err(Overfull);
         }
-        // ORDER: Relaxed: the block is ours until the compare-and-swap below publishes it.
-        link.store(word.to_list(place.page).0, Ordering::Relaxed);
-        // Died here: the block is still allocated.
+        let mut rest = word.to_list(page);
+        for &(offset_in_page, link) in chain {
+            // ORDER: Relaxed: the blocks are ours until the compare-and-swap below publishes them.
+            link.store(rest.0, Ordering::Relaxed);
+            rest = rest.with_first(page + offset_in_page);
+        }
+        // Died here: the blocks are still allocated, or in a cache.
         crate::crash_point!("free.linked");
-        acknowledge(list, word, place.page, &pusher_of);
-        let pushed = word.with_first(place.offset_in_page, mark.slot, mark.sequence);
+        acknowledge(list, word, page, &pusher_of);
+        let pushed = word.with_chain(first, more, mark.slot, mark.sequence);
         // ORDER: Release publishes the link to whoever takes the list; Acquire as above. SeqCst,
         // because the caller looks at the page's owner next, who may be giving the page up: one
         // of the two must see the other's write.
@@ -115,21 +134,21 @@ pub(crate) fn acknowledge<'s>(
     }
     let Some(pusher) = pusher_of(word.slot()) else { return };
     let unit = unit_of(word.to_list(page).first());
-    let pushed = Operation::new(Step::FreeFrom, unit, word.sequence());
+    let pushed = Operation::new(Step::FreeFrom, unit, word.sequence()).acknowledgement();
     loop {
         // ORDER: SeqCst throughout: the acknowledgement must be read before the journal, and the
         // journal before the list, so that an older operation's acknowledgement never replaces a
         // newer one's: the compare-and-swap fails if another acknowledgement came between.
         let before = pusher.acknowledged.load(Ordering::SeqCst);
-        if before == pushed.acknowledgement()
-            || pusher.operation.load(Ordering::SeqCst) != pushed.0
+        if before == pushed
+            || !Operation(pusher.operation.load(Ordering::SeqCst)).pushes(unit, word.sequence())
             || list.load(Ordering::SeqCst) != word.0
         {
             return;
         }
         let swapped = pusher.acknowledged.compare_exchange(
             before,
-            pushed.acknowledgement(),
+            pushed,
             Ordering::SeqCst,
             Ordering::SeqCst,
         );

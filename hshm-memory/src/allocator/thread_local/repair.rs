@@ -136,7 +136,8 @@ impl Repair<'_> {
             owners.push(heir);
         }
         for id in owners {
-            self.report.recovered += recover::vacate(view, id, leave);
+            let (recovered, _) = recover::vacate(view, id, leave);
+            self.report.recovered += recovered;
         }
         self.for_each_unit(|repair, unit, tag| match tag.kind() {
             Kind::Medium => repair.bind_bodies(unit),
@@ -147,6 +148,7 @@ impl Repair<'_> {
             | Kind::MediumBody
             | Kind::RunBody
             | Kind::Transit
+            | Kind::Cache
             | Kind::Unknown => {}
         });
         units::rebuild_hints(view);
@@ -165,9 +167,12 @@ impl Repair<'_> {
     fn inherit(&mut self, heir: u32, unit: u32, tag: Tag) {
         let owner = tag.owner();
         let has_owner = match tag.kind() {
-            Kind::Claimed | Kind::Small | Kind::Medium | Kind::Large | Kind::Transit => {
-                self.used.binary_search(&owner).is_ok()
-            }
+            Kind::Claimed
+            | Kind::Small
+            | Kind::Medium
+            | Kind::Large
+            | Kind::Transit
+            | Kind::Cache => self.used.binary_search(&owner).is_ok(),
             Kind::Free | Kind::MediumBody | Kind::RunBody | Kind::Unknown => true,
         };
         // Of nobody's, those that only an owner can have are nobody's by mistake.

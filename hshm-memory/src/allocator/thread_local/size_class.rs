@@ -68,7 +68,8 @@ pub(crate) fn block_bytes(class: usize) -> u32 {
 }
 
 /// One entry for each count of granules that a small block can have.
-static SMALL_CLASS_OF: [u8; SMALL_MAX_BYTES / GRANULE_BYTES + 1] = {
+// A constant, so that it stands beside the code that it is compiled into.
+const SMALL_CLASS_OF: &[u8; SMALL_MAX_BYTES / GRANULE_BYTES + 1] = &{
     let mut table = [0; SMALL_MAX_BYTES / GRANULE_BYTES + 1];
     let mut granules = 1;
     while granules < table.len() {

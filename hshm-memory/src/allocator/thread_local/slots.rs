@@ -80,6 +80,7 @@ pub(super) fn transition_free(word: &AtomicU64, slot: &Slot, retired: &Counters)
         total.fetch_add(count, Ordering::Relaxed);
     }
     slot.thread.store(0, Ordering::Relaxed);
+    slot.cache.store(0, Ordering::Relaxed);
     slot.journal.operation.store(Operation::IDLE.0, Ordering::Relaxed);
     crate::crash_point!("slot.vacated");
     // ORDER: Release pairs with the Acquire of the next holder's claim.

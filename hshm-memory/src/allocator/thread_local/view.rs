@@ -176,6 +176,15 @@ impl View {
         })
     }
 
+    /// Word `index` of a unit of which somebody else takes care that it is not a block.
+    pub(super) fn word_in_unit(&self, unit: u32, index: u64) -> &AtomicU64 {
+        assert!(unit < self.geometry.units && index < (1 << UNIT_SHIFT) / 8, "words of a unit");
+        let address = self.base.as_ptr().wrapping_add(to_usize(unit_start(unit) + index * 8));
+        // SAFETY: [mapped] units are validated, and their number is that of the mapping; [atomic]
+        // whatever stands in a segment may be accessed as atomics.
+        unsafe { AtomicU64::from_ptr(address.cast()) }
+    }
+
     /// The address of `len` bytes at `offset`, if they all lie below the limit and after the
     /// header.
     pub(crate) fn resolve(&self, offset: u64, len: usize) -> Result<NonNull<u8>, AllocError> {
@@ -273,6 +282,7 @@ impl View {
             | Kind::Large
             | Kind::RunBody
             | Kind::Transit
+            | Kind::Cache
             | Kind::Unknown => None,
         }
     }

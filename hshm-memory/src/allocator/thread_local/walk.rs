@@ -55,7 +55,7 @@ impl Met {
         }
     }
 
-    fn insert(&mut self, index: u32) -> bool {
+    pub(super) fn insert(&mut self, index: u32) -> bool {
         let bit = 1 << (index % 64);
         let Some(word) = self.bits.get_mut(index as usize / 64) else { return false };
         if *word & bit != 0 {

@@ -26,6 +26,8 @@ pub(crate) enum Kind {
     /// The first unit of a run that its owner assembles or takes apart; the run's length stands in
     /// the descriptor, and all its units are the owner's.
     Transit,
+    /// The unit that holds its owner's cache.
+    Cache,
     /// A bit pattern that nobody stores.
     Unknown,
 }
@@ -71,6 +73,10 @@ impl Tag {
         Self::new(7, owner, 0, 0)
     }
 
+    pub(crate) const fn cache(owner: u32) -> Self {
+        Self::new(8, owner, 0, 0)
+    }
+
     /// The low half of the tag of a small page of `owner`: kind and owner, whatever the class.
     pub(crate) const fn small_owned_by(owner: u32) -> u16 {
         #[allow(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
@@ -88,6 +94,7 @@ impl Tag {
             5 => Kind::Large,
             6 => Kind::RunBody,
             7 => Kind::Transit,
+            8 => Kind::Cache,
             _ => Kind::Unknown,
         }
     }
@@ -198,9 +205,21 @@ impl Remote {
 
     /// This list with the block `offset_in_page` bytes into the page put before it, by `slot`'s
     /// journalled operation `sequence`, or by a plain one if `slot` is 0.
+    #[cfg(test)]
     pub(crate) const fn with_first(self, offset_in_page: u64, slot: u32, sequence: u32) -> Self {
+        self.with_chain(offset_in_page, 1, slot, sequence)
+    }
+
+    /// The same with a chain of `more` blocks, of which that one is the first.
+    pub(crate) const fn with_chain(
+        self,
+        offset_in_page: u64,
+        more: u32,
+        slot: u32,
+        sequence: u32,
+    ) -> Self {
         let granule = offset_in_page / GRANULE_BYTES as u64;
-        let count = (self.count() + 1) as u64 & 0x1fff;
+        let count = (self.count() + more) as u64 & 0x1fff;
         Self(
             granule
                 | count << Self::COUNT_SHIFT
@@ -272,6 +291,8 @@ pub(crate) enum Step {
     AllocateInto,
     /// A block that a cell names is freed.
     FreeFrom,
+    /// Blocks of a cache are put on the remote list of their page.
+    Flush,
 }
 
 /// The journal's first word: bits 0-31 the unit, 32-55 the sequence number, 56-63 the step.
@@ -286,6 +307,7 @@ impl Operation {
             Step::Idle => 0,
             Step::AllocateInto => 1,
             Step::FreeFrom => 2,
+            Step::Flush => 3,
         };
         let sequence = (sequence & Remote::SEQUENCE_MASK) as u64;
         Self(unit as u64 | sequence << 32 | step << 56)
@@ -295,6 +317,7 @@ impl Operation {
         match self.0 >> 56 {
             1 => Step::AllocateInto,
             2 => Step::FreeFrom,
+            3 => Step::Flush,
             _ => Step::Idle,
         }
     }
@@ -306,6 +329,12 @@ impl Operation {
 
     pub(crate) const fn sequence(self) -> u32 {
         (self.0 >> 32) as u32 & Remote::SEQUENCE_MASK
+    }
+
+    /// Whether this is the operation that pushes on a list of `unit` with that sequence number.
+    pub(crate) const fn pushes(self, unit: u32, sequence: u32) -> bool {
+        matches!(self.step(), Step::FreeFrom | Step::Flush)
+            && self.acknowledgement() == Self::new(Step::FreeFrom, unit, sequence).acknowledgement()
     }
 
     /// What stands in `Slot::acknowledged` once somebody saw this operation's push on a list.

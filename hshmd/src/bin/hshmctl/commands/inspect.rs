@@ -137,6 +137,10 @@ fn memory(heap: &HeapReport) -> Vec<(&'static str, String)> {
                 percent(held.saturating_sub(heap.allocated_bytes), held),
             ),
         ),
+        (
+            "cached",
+            format!("{} blocks, {}", count(heap.cached_blocks), format_size(heap.cached_bytes)),
+        ),
         ("abandoned pages", count(heap.abandoned_pages)),
         ("allocations", count(allocations)),
         (

@@ -1,0 +1,393 @@
+//! A worker's cache: for each small class, the blocks that it takes from and gives back to without
+//! looking at their pages.
+//!
+//! The caches of a worker stand in one unit of the segment, so that its recoverer finds them. Each
+//! class has a *row*: a word that counts, and room for the offsets of blocks. A block in a row is
+//! allocated as far as its page is concerned, whoever owns that page; it is free as far as everybody
+//! is told. Where the row is empty, blocks are taken from the worker's bin; where it is full, they go
+//! to their page. One thread writes a row; the store of its count is the moment at which a block is
+//! taken or freed.
+//!
+//! That a block goes from a row to its page's list takes two stores, and a death may come between
+//! them. It stands in both places then, never in none: in a row and on a list of a page of the dead,
+//! which its recoverer can look through; or in a row and on the remote list of another's page, of
+//! which the journal tells ([`super::drain`]).
+//!
+//! Caching blocks in arrays by thread and class is Bonwick's ("Magazines and Vmem", USENIX 2001).
+
+use std::cell::Cell;
+use std::sync::atomic::AtomicU64 as PrivateU64;
+
+use super::heap::Heap;
+use super::layout::{PAGE_BYTES, UNIT_BYTES};
+use super::refill::add;
+use super::size_class::{GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, block_bytes};
+use super::units;
+use super::view::View;
+use super::words::{Tag, unit_of};
+use crate::options::OnExit;
+use crate::sync::{AtomicU64, Ordering};
+
+/// Words of a row: one that counts, the rest for blocks.
+const ROW_WORDS: usize = 64;
+/// Bytes of all rows.
+const ROWS_BYTES: u64 = (SMALL_CLASSES * ROW_WORDS * 8) as u64;
+/// The blocks that a row can hold.
+const ROW_BLOCKS: u8 = 63;
+/// The bytes of blocks in a row are at most these,
+const ROW_MAX_BYTES: u64 = 64 << 10;
+/// and this part of the segment.
+const ROW_PART: u64 = 4096;
+/// A row for fewer blocks than these is not worth while.
+const LEAST_BLOCKS: u64 = 4;
+/// In a segment of fewer units, 16 MiB, a unit for caches is too much.
+const LEAST_UNITS: usize = 256;
+/// Slow operations without a cache before one is claimed.
+const MISSES: u32 = 64;
+/// The same for a new heap: who only looks in needs none.
+const FIRST_MISSES: u32 = 4;
+
+/// The first word of a row: bits 0-5 how many blocks are in it, 6-62 how many were ever taken from
+/// it. Bit 63 makes it greater than any offset, because where a row is empty it is read as one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RowWord(u64);
+
+impl RowWord {
+    const EMPTY: Self = Self(1 << 63);
+    const COUNT_MASK: u64 = 63;
+    const TAKEN_SHIFT: u32 = 6;
+
+    pub(super) const fn count(self) -> u64 {
+        self.0 & Self::COUNT_MASK
+    }
+
+    /// Blocks that were taken by popping.
+    pub(super) const fn taken(self) -> u64 {
+        (self.0 & !(1 << 63)) >> Self::TAKEN_SHIFT
+    }
+
+    const fn with_count(self, count: u64) -> Self {
+        Self(self.0 & !Self::COUNT_MASK | count & Self::COUNT_MASK)
+    }
+
+    const fn popped(self) -> Self {
+        Self(self.0.wrapping_add((1 << Self::TAKEN_SHIFT) - 1))
+    }
+
+    const fn pushed(self) -> Self {
+        Self(self.0.wrapping_add(1))
+    }
+}
+
+/// The rows of one worker, which lie in a unit of the segment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rows<'v> {
+    view: &'v View,
+    unit: u32,
+}
+
+impl<'v> Rows<'v> {
+    /// The rows of slot `id`, if it has any.
+    pub(super) fn of(view: &'v View, id: u32) -> Option<Self> {
+        let unit = view.slot(id).cache.load(Ordering::Relaxed);
+        (view.tag(unit) == Some(Tag::cache(id))).then_some(Self { view, unit })
+    }
+
+    fn word(&self, class: usize, index: u64) -> &'v AtomicU64 {
+        let row = (class % SMALL_CLASSES * ROW_WORDS) as u64;
+        self.view.word_in_unit(self.unit, row + index % ROW_WORDS as u64)
+    }
+
+    pub(super) fn count(&self, class: usize) -> RowWord {
+        RowWord(self.word(class, 0).load(Ordering::Acquire))
+    }
+
+    /// Says that the row has `count` blocks.
+    pub(super) fn set_count(&self, class: usize, count: u64) {
+        // ORDER: Release: blocks stand in the row, or are out of it, before they are counted so.
+        self.word(class, 0).store(self.count(class).with_count(count).0, Ordering::Release);
+    }
+
+    /// Place `index` of a row, from 1 on: a block's offset, or 0 where one has gone.
+    pub(super) fn place(&self, class: usize, index: u64) -> &'v AtomicU64 {
+        self.word(class, index)
+    }
+
+    /// The blocks of a row, those that have gone left out.
+    pub(super) fn blocks(self, class: usize) -> impl DoubleEndedIterator<Item = u64> + 'v {
+        (1..=self.count(class).count())
+            .map(move |index| self.place(class, index).load(Ordering::Relaxed))
+            .filter(|&offset| offset != 0)
+    }
+
+    /// Makes all rows empty ones that nothing was ever taken from.
+    fn reset(&self) {
+        for class in 0..SMALL_CLASSES {
+            self.word(class, 0).store(RowWord::EMPTY.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Blocks that are in rows, and that were ever taken from them.
+    pub(super) fn totals(&self) -> (u64, u64) {
+        let words = (0..SMALL_CLASSES).map(|class| self.count(class));
+        words.fold((0, 0), |(count, taken), word| {
+            (count + word.count(), taken.wrapping_add(word.taken()))
+        })
+    }
+}
+
+/// What the heap of a thread knows of its cache. The fast paths read it.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct Cache {
+    /// Where the rows are in this process; [`NO_ROWS`] if there are none.
+    rows: Cell<*mut u64>,
+    /// Bits of a tag, rotated by half, that decide whether blocks of a page are cached,
+    tag_mask: u32,
+    /// and what they are: subtracted, they leave the class.
+    tag_base: u32,
+    /// How many blocks each row may have.
+    limits: [Cell<u8>; SMALL_CLASSES],
+    /// The unit that holds the rows; 0 if there are none.
+    unit: Cell<u32>,
+    /// Slow operations since the cache was given up.
+    misses: Cell<u32>,
+}
+
+/// The rows of a heap that has none: empty for who takes, full for who gives.
+static NO_ROWS: [PrivateU64; SMALL_CLASSES * ROW_WORDS] =
+    [const { PrivateU64::new(0) }; SMALL_CLASSES * ROW_WORDS];
+
+impl Cache {
+    pub(super) fn new(id: u32, on_exit: OnExit) -> Self {
+        let page = Tag::page(id, 0);
+        let (tag_mask, page): (u32, _) = match on_exit {
+            OnExit::Keep => (!0xfff, page.with_owner(0)),
+            // Blocks die with the owner of their page: others must not hand them out.
+            OnExit::Reclaim => (!0, page),
+        };
+        Self {
+            tag_mask: tag_mask.rotate_right(16),
+            tag_base: page.0.rotate_right(16),
+            rows: Cell::new(no_rows()),
+            limits: [const { Cell::new(0) }; SMALL_CLASSES],
+            unit: Cell::new(0),
+            misses: Cell::new(MISSES - FIRST_MISSES),
+        }
+    }
+
+    /// How many blocks the row of `class` may have; none if there is no such row.
+    pub(super) fn limit(&self, class: usize) -> u64 {
+        self.limits.get(class).map_or(0, |limit| limit.get().into())
+    }
+
+    /// The class of a page with this tag, if its blocks may be cached.
+    #[inline(always)]
+    fn class_of(&self, tag: u32) -> Option<usize> {
+        let class = (tag.rotate_right(16) & self.tag_mask).wrapping_sub(self.tag_base) as usize;
+        (class < SMALL_CLASSES).then_some(class)
+    }
+
+    /// The row of a small class.
+    #[inline(always)]
+    fn row(&self, class: usize) -> *mut u64 {
+        self.rows.get().wrapping_add(class * ROW_WORDS)
+    }
+
+    /// Forgets that there is a cache.
+    fn forget(&self) {
+        self.rows.set(no_rows());
+        self.limits.iter().for_each(|limit| limit.set(0));
+        self.unit.set(0);
+        self.misses.set(0);
+    }
+
+    /// Takes note of the cache in `unit`, which is at `rows` in this process. Each row may have blocks
+    /// of `budget` bytes.
+    fn note(&self, unit: u32, rows: *mut u64, budget: u64) {
+        for (class, limit) in self.limits.iter().enumerate() {
+            let blocks = budget.checked_div(block_bytes(class).into()).unwrap_or(0);
+            let blocks = if blocks < LEAST_BLOCKS { 0 } else { blocks };
+            limit.set(u8::try_from(blocks).unwrap_or(ROW_BLOCKS).min(ROW_BLOCKS));
+        }
+        self.rows.set(rows);
+        self.unit.set(unit);
+    }
+}
+
+fn no_rows() -> *mut u64 {
+    NO_ROWS.as_ptr().cast::<u64>().cast_mut()
+}
+
+/// A word of a row.
+///
+/// # Safety
+/// `word` points into the rows of this process's heap or into [`NO_ROWS`].
+#[inline(always)]
+unsafe fn at<'r>(word: *mut u64) -> &'r AtomicU64 {
+    // SAFETY: the caller promises it; [atomic] rows are only accessed as atomics.
+    unsafe { AtomicU64::from_ptr(word) }
+}
+
+/// The count of a row of ours.
+#[inline(always)]
+fn counter<'r>(row: *mut u64) -> &'r AtomicU64 {
+    // SAFETY: [mapped] the rows that a heap knows of live as long as its view.
+    unsafe { at(row) }
+}
+
+/// Place `index` of a row of ours, which is masked to its length.
+#[inline(always)]
+fn place<'r>(row: *mut u64, index: u64) -> &'r AtomicU64 {
+    #[allow(clippy::cast_possible_truncation, reason = "six bits")]
+    let index = (index & RowWord::COUNT_MASK) as usize;
+    // SAFETY: [mapped] as above.
+    unsafe { at(row.wrapping_add(index)) }
+}
+
+impl Heap {
+    /// Takes the block of `class`, one of the small ones, that was cached last.
+    ///
+    /// Three loads, one store, one branch that is taken when the row is empty or scribbled on. The
+    /// store of the count is the moment at which the block is allocated: who dies before has taken
+    /// nothing.
+    #[inline(always)]
+    pub(super) fn pop_cached(&self, class: usize) -> Option<u64> {
+        let row = self.cache.row(class);
+        let word = RowWord(counter(row).load(Ordering::Relaxed));
+        let offset = place(row, word.count()).load(Ordering::Relaxed) & !(GRANULE_BYTES as u64 - 1);
+        if offset.wrapping_sub(self.first) >= self.reach.get() {
+            return None;
+        }
+        // ORDER: Relaxed: only this thread and, after its death, its recoverer read it.
+        counter(row).store(word.popped().0, Ordering::Relaxed);
+        Some(offset)
+    }
+
+    /// Puts the block at `offset`, one of a page with this tag, into its row. False if there is no room,
+    /// or its class is not cached; then nothing was done.
+    ///
+    /// The store of the count is the moment at which the block is free: who dies before has freed
+    /// nothing.
+    #[inline(always)]
+    pub(super) fn push_cached(&self, tag: u32, offset: u64) -> bool {
+        let Some(class) = self.cache.class_of(tag) else { return false };
+        let row = self.cache.row(class);
+        let word = RowWord(counter(row).load(Ordering::Relaxed));
+        if word.count() >= self.cache.limit(class) {
+            return false;
+        }
+        place(row, word.count() + 1).store(offset, Ordering::Relaxed);
+        // Died here: the block is in the row, but not counted, and allocated.
+        crate::crash_point!("cache.placed");
+        // ORDER: Release keeps it after the place's store, for the recoverer.
+        counter(row).store(word.pushed().0, Ordering::Release);
+        true
+    }
+
+    /// What `pop_cached` leaves: blocks near the segment's end, and rows in which blocks have gone.
+    pub(super) fn pop_carefully(&self, class: usize) -> Option<u64> {
+        if class >= SMALL_CLASSES {
+            return None;
+        }
+        let row = self.cache.row(class);
+        let size = u64::from(block_bytes(class));
+        let mut word = RowWord(counter(row).load(Ordering::Relaxed));
+        while word.count() > 0 {
+            let offset = place(row, word.count()).load(Ordering::Relaxed);
+            let inside = offset >= self.first
+                && offset.is_multiple_of(GRANULE_BYTES as u64)
+                && offset.checked_add(size).is_some_and(|end| end <= self.view.limit());
+            word = if inside { word.popped() } else { word.with_count(word.count() - 1) };
+            counter(row).store(word.0, Ordering::Relaxed);
+            if inside {
+                return Some(offset);
+            }
+        }
+        None
+    }
+
+    /// Frees the block at `offset` by way of the cache, if it is of another's page and its row is full:
+    /// half of the row is given back to make room.
+    pub(super) fn free_cached(&self, offset: u64) -> bool {
+        let Some(tag) = self.view.tag(unit_of(offset)) else { return false };
+        let Some(class) = self.cache.class_of(tag.0) else { return false };
+        let limit = self.cache.limit(class);
+        if tag.owner() == 0 || tag.owner() == self.id || limit == 0 {
+            return false;
+        }
+        self.flush(class, limit.div_ceil(2));
+        self.push_cached(tag.0, offset)
+    }
+
+    /// This heap's rows, wherever the slot says that they are.
+    pub(super) fn rows(&self) -> Option<Rows<'_>> {
+        let unit = self.cache.unit.get();
+        (unit != 0).then_some(Rows { view: &self.view, unit })
+    }
+
+    /// Claims a unit for the cache, if there is none, and now and then only.
+    pub(super) fn claim_cache(&self) {
+        if self.cache.unit.get() != 0 {
+            return;
+        }
+        let misses = self.cache.misses.get();
+        if misses < MISSES {
+            self.cache.misses.set(misses + 1);
+            return;
+        }
+        self.cache.misses.set(0);
+        let view = &*self.view;
+        if view.block_units().len() < LEAST_UNITS {
+            return;
+        }
+        let Some(unit) = units::claim_one(view, self.id) else { return };
+        if view.make_resident(unit, ROWS_BYTES).is_err() {
+            units::release_unit(view, unit);
+            return;
+        }
+        Rows { view, unit }.reset();
+        // ORDER: Release: the rows are empty before they are a cache's.
+        view.tag_word(unit).store(Tag::cache(self.id).0, Ordering::Release);
+        // Died here: a cache that no slot names; recovery frees its unit.
+        crate::crash_point!("cache.claimed");
+        self.slot().cache.store(unit, Ordering::Release);
+        let rows = std::ptr::from_ref(view.word_in_unit(unit, 0)).cast_mut().cast();
+        self.cache.note(unit, rows, (view.limit() / ROW_PART).min(ROW_MAX_BYTES));
+    }
+
+    /// Gives all cached blocks back to their pages, and the cache's unit too.
+    pub(super) fn drop_cache(&self) {
+        let Some(rows) = self.rows() else { return };
+        for class in 0..SMALL_CLASSES {
+            self.flush(class, rows.count(class).count());
+        }
+        if rows.totals().0 > 0 {
+            // Pages that change hands all the time: another time.
+            return;
+        }
+        self.cache.forget();
+        release(&self.view, self.id);
+    }
+}
+
+/// Gives up the rows of slot `id`, which are empty.
+pub(super) fn release(view: &View, id: u32) {
+    let slot = view.slot(id);
+    let unit = slot.cache.load(Ordering::Relaxed);
+    if let Some(rows) = Rows::of(view, id) {
+        let (count, taken) = rows.totals();
+        add(&slot.counters.loaded, taken);
+        add(&slot.counters.local_frees, taken.wrapping_add(count));
+        slot.cache.store(0, Ordering::Release);
+        // Died here: a cache that no slot names; recovery frees its unit.
+        crate::crash_point!("cache.released");
+        units::release_unit(view, unit);
+    }
+}
+
+const _: () = {
+    assert!(ROWS_BYTES <= UNIT_BYTES && ROWS_BYTES.is_multiple_of(PAGE_BYTES));
+    assert!(ROW_BLOCKS as u64 == RowWord::COUNT_MASK && ROW_BLOCKS as usize == ROW_WORDS - 1);
+    assert!(SMALL_MAX_BYTES as u64 <= UNIT_BYTES);
+};
