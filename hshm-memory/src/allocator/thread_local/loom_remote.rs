@@ -5,17 +5,17 @@ use std::sync::Arc;
 
 use super::journal;
 use super::layout::{Journal, UNIT_BYTES};
-use super::remote::{Mark, Place, Pusher, push, push_happened, take};
+use super::remote::{Mark, Place, Pusher, push, push_chain, push_happened, take};
 use super::words::{List, Operation, Remote, Step, unit_of};
 use crate::sync::model::{Death, explore, explore_deaths};
 use crate::sync::{AtomicU64, Ordering};
 
 /// The one slot that journals.
 const SLOT: u32 = 3;
-const BLOCKS: u32 = 2;
+const BLOCKS: u32 = 3;
 const BLOCK_BYTES: u64 = 16;
 
-/// A page of two blocks, both allocated.
+/// A page of three blocks, all allocated.
 struct Page {
     start: u64,
     list: AtomicU64,
@@ -77,6 +77,20 @@ impl World {
         let operation = Operation::new(Step::FreeFrom, unit_of(offset), sequence);
         journal::write(&self.journal, operation, 0, offset);
         self.push(page, block, Mark { slot: SLOT, sequence });
+        journal::clear(&self.journal);
+    }
+
+    /// The flush of the first two blocks of the first page out of a cache.
+    fn flush(&self, sequence: u32) {
+        let page = &self.pages[0];
+        let operation = Operation::new(Step::Flush, unit_of(page.start), sequence);
+        journal::write(&self.journal, operation, 0, page.start);
+        let chain = [(BLOCK_BYTES, &page.links[1]), (0, &page.links[0])];
+        let mark = Mark { slot: SLOT, sequence };
+        let pusher_of = |slot| self.pusher_of(slot);
+        let blocks = || Some(BLOCKS);
+        let pushed = push_chain(&page.list, page.start, &chain, mark, pusher_of, blocks);
+        assert_eq!(pushed, Ok(true));
         journal::clear(&self.journal);
     }
 
@@ -152,6 +166,28 @@ fn a_death_in_a_push_is_told_from_one_before() {
         assert!(is_free || !lived, "an operation that ended is undone");
         if let Some((_, _, happened)) = inquiry {
             assert_eq!(happened, is_free);
+        }
+    });
+}
+
+/// While somebody else frees to the page, and its owner takes what is there.
+#[test]
+fn blocks_that_are_flushed_arrive_together_or_stay() {
+    explore_deaths(2, |death: Death| {
+        let world = World::new();
+        let [victim, recoverer, other, owner] = [(); 4].map(|()| Arc::clone(&world));
+        let victim = loom::thread::spawn(move || death.await_in(|| victim.flush(1)).is_some());
+        let other = loom::thread::spawn(move || other.push(0, 2, Mark::default()));
+        let owner = loom::thread::spawn(move || owner.take(0));
+        let recoverer = loom::thread::spawn(move || (victim.join().unwrap(), recoverer.inquire()));
+        let (lived, inquiry) = recoverer.join().unwrap();
+        other.join().unwrap();
+        let blocks = sorted([owner.join().unwrap(), world.take(0)]);
+        let arrived = blocks == [0, 1, 2];
+        assert!(arrived || blocks == [2], "{blocks:?}");
+        assert!(arrived || !lived, "an operation that ended is undone");
+        if let Some((_, _, happened)) = inquiry {
+            assert_eq!(happened, arrived);
         }
     });
 }
