@@ -87,6 +87,7 @@ async fn run_async(
     let mut signals = Signals::new()?;
     let manager = Manager::of_environment();
     manager.notify(&[NotifyState::Status("taking over segments")]);
+    manager.check_room(config.limits.max_segments);
     let state = StateDir::open(&config.state_dir)?;
     let namespace = Namespace::of(&config.state_dir)
         .map_err(|error| DaemonError::file("cannot find", &config.state_dir, error))?;

@@ -98,6 +98,19 @@ impl Manager {
         Self { address: address.ok() }
     }
 
+    /// Warns if it keeps fewer files than there may be segments, as far as it says (systemd does from
+    /// version 254 on). It drops those beyond in silence.
+    pub(crate) fn check_room(&self, max_segments: u64) {
+        let room = env::var("FDSTORE").ok().and_then(|room| room.parse::<u64>().ok());
+        if let Some(room) = room.filter(|room| self.address.is_some() && *room < max_segments) {
+            warn!(
+                room,
+                max_segments,
+                "the service manager does not keep the files of all segments that there may be; raise FileDescriptorStoreMax=, or lower max_segments"
+            );
+        }
+    }
+
     /// Tells it something that it is to know. Failing is no reason to stop: whoever looks after
     /// services finds it in the log.
     pub(crate) fn notify(&self, states: &[NotifyState<'_>]) {

@@ -259,6 +259,20 @@ fn the_manager_is_told_how_the_daemon_does() {
 }
 
 #[test]
+fn a_store_with_less_room_than_there_may_be_segments_is_warned_of() {
+    let site = Site::new();
+    let manager = Manager::new(&site);
+    for (room, is_said) in [("4095", true), ("4096", false)] {
+        let mut command = manager.command(&site, &[]);
+        command.env("FDSTORE", room);
+        let daemon = site.launch(command, &site.socket());
+        wait_until("it is ready", || daemon.log().contains("ready"));
+        assert_eq!(daemon.log().contains("FileDescriptorStoreMax="), is_said, "{}", daemon.log());
+        daemon.stop(Signal::SIGTERM);
+    }
+}
+
+#[test]
 fn a_contradiction_in_what_is_handed_over_is_one_line() {
     let site = Site::new();
     let manager = Manager::new(&site);
