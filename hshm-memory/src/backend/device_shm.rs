@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use super::{Backend, BackendError, BackendKind, BackendOptions, PosixShmMmap};
-use crate::gpu::{DeviceMemory, GpuVendor, Registration, RegistrationInfo};
+use crate::gpu::{DeviceMemory, DevicePiece, GpuVendor, Registration, RegistrationInfo};
 use crate::manager::InitBackend;
 
 /// A vendor, as a type.
@@ -169,6 +169,10 @@ impl<V: Vendor> DeviceMemory for DeviceShmMmap<V> {
 
     fn device_address(&self, device: u32, offset: u64, len: u64) -> Result<u64, BackendError> {
         self.registration.device_address(&self.memory, device, offset, len)
+    }
+
+    fn pieces(&self, device: u32) -> Result<Vec<DevicePiece>, BackendError> {
+        self.registration.pieces(&self.memory, device)
     }
 }
 

@@ -13,6 +13,8 @@
 //! A driver is not inherited: it serves the process that first asked for it here, and its forked children
 //! get [`GpuError::Forked`] until they execute a program. They go on using what is shared as memory.
 
+#[cfg(not(hshm_loom))]
+pub mod arena;
 #[cfg(all(unix, feature = "cuda"))]
 mod cuda;
 mod driver;
@@ -100,6 +102,18 @@ pub struct DeviceInfo {
     pub host_native_atomics: Option<bool>,
 }
 
+/// A piece of the segment, as a device sees it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct DevicePiece {
+    /// Where it begins in the segment.
+    pub offset: u64,
+    /// How long it is.
+    pub bytes: u64,
+    /// Where it begins for the device.
+    pub address: u64,
+}
+
 /// What of a memory is registered with a driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RegistrationInfo {
@@ -151,6 +165,13 @@ pub trait DeviceMemory: Send + Sync + fmt::Debug {
         offset: u64,
         len: u64,
     ) -> Result<u64, crate::BackendError>;
+
+    /// All that is committed, as the pieces in which the device sees it, in ascending order. What was committed since
+    /// the last registration is registered first.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::device_address`].
+    fn pieces(&self, device: u32) -> Result<Vec<DevicePiece>, crate::BackendError>;
 }
 
 /// Asks a vendor's driver what there is. A driver is a large foreign library: a process that does not need

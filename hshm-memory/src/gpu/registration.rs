@@ -4,7 +4,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use super::{Driver, GpuError, GpuVendor, RegistrationInfo, driver};
+use super::{DevicePiece, Driver, GpuError, GpuVendor, RegistrationInfo, driver};
 use crate::backend::{Backend, BackendError};
 
 /// The registration of a mapping, if there is one.
@@ -121,7 +121,40 @@ impl Registration {
     }
 }
 
+impl Registration {
+    pub(crate) fn pieces(
+        &self,
+        memory: &dyn Backend,
+        device: u32,
+    ) -> Result<Vec<DevicePiece>, BackendError> {
+        let mut state = self.lock()?;
+        let none = GpuError::NotRegistered { vendor: self.vendor, device, offset: 0, len: 0 };
+        let Some(registered) = state.as_mut().filter(|found| found.devices.contains(&device))
+        else {
+            return Err(none.into());
+        };
+        registered.extend(memory)?;
+        Ok(registered.pieces(memory, device)?)
+    }
+}
+
 impl Registered {
+    fn pieces(&self, memory: &dyn Backend, device: u32) -> Result<Vec<DevicePiece>, GpuError> {
+        let mut pieces: Vec<DevicePiece> = Vec::new();
+        let mut offset = 0;
+        for &end in &self.ends {
+            let address = self.driver.device_address(device, address_of(memory, offset))?;
+            match pieces.last_mut() {
+                Some(last) if last.address.wrapping_add(last.bytes) == address => {
+                    last.bytes += end - offset;
+                }
+                _ => pieces.push(DevicePiece { offset, bytes: end - offset, address }),
+            }
+            offset = end;
+        }
+        Ok(pieces)
+    }
+
     fn end_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)
     }

@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use hshm_memory::backend::{Cuda, DeviceShmMmap, Rocm, Vendor};
-use hshm_memory::gpu::{self, DeviceMemory, GpuError, GpuVendor};
+use hshm_memory::gpu::{self, DeviceMemory, DevicePiece, GpuError, GpuVendor};
 use hshm_memory::{
     AllocatorId, Backend, BackendError, BackendKind, InitBackend, InitOptions, ThreadLocalAllocator,
 };
@@ -141,6 +141,9 @@ fn grow<V: Vendor>() {
     assert_eq!(found, host(&memory) + 2 * MIB + SHIFT);
     assert_eq!(memory.registration().unwrap().registered_bytes, 3 * MIB);
     assert_eq!(memory.registration().unwrap().pieces, 2);
+    let whole = DevicePiece { offset: 0, bytes: 3 * MIB, address: host(&memory) + SHIFT };
+    assert_eq!(memory.pieces(0).unwrap(), [whole]);
+    gpu_error(memory.pieces(1).unwrap_err());
     // The double's pieces follow one another, so bytes across their boundary have an address.
     memory.device_address(0, MIB - 8, 16).unwrap();
     memory.grow(8 * MIB).unwrap();
@@ -156,6 +159,9 @@ fn scattered<V: Vendor>() {
     assert_eq!(memory.device_address(0, MIB - 16, 16).unwrap(), host(&memory) + MIB - 16 + SHIFT);
     let error = gpu_error(memory.device_address(0, MIB - 8, 16).unwrap_err());
     assert!(matches!(error, GpuError::Divided { boundary: MIB, .. }), "{error}");
+    let piece = |offset, address| DevicePiece { offset, bytes: MIB, address };
+    let second = host(&memory) + MIB + 2 * SHIFT;
+    assert_eq!(memory.pieces(0).unwrap(), [piece(0, host(&memory) + SHIFT), piece(MIB, second)]);
 }
 
 fn devices<V: Vendor>() {

@@ -59,8 +59,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+pub(super) use self::layout::KIND_THREAD_LOCAL as KIND;
 pub use self::layout::LAYOUT_VERSION;
-pub(super) use self::layout::{KIND_THREAD_LOCAL as KIND, MAGIC};
+pub(crate) use self::layout::MAGIC;
 use self::view::View;
 use self::words::SlotWord;
 use crate::error::AllocError;
