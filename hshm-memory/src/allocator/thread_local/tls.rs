@@ -176,9 +176,11 @@ fn give_back(heap: &Heap) {
     let view: &View = &heap.view;
     match view.on_exit() {
         OnExit::Keep => {
-            // What could not be given back now is lost, as it would be to who forgets it.
-            let _ = recover::vacate(view, heap.id, Leave::Orderly);
-            recover::free_slot(view, heap.id);
+            let (_, is_vacant) = recover::vacate(view, heap.id, Leave::Orderly);
+            // Else it stays this process's until that ends, and is recovered then.
+            if is_vacant {
+                recover::free_slot(view, heap.id);
+            }
         }
         // The blocks are the process's as long as it lives; what holds none is anybody's.
         OnExit::Reclaim => {
