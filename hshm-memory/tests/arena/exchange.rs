@@ -183,3 +183,48 @@ fn blocks_cross_both_ways_and_each_side_frees_the_others() {
         pair.assert_empty();
     }
 }
+
+#[test]
+fn no_block_is_given_to_two_threads() {
+    const THREADS: u64 = 4;
+    const ROUNDS: u64 = 500_000;
+    // Of this size a chunk has as many blocks as a word of its bitmap has bits, so all want the same word.
+    const SIZE: u64 = 1024;
+    let device = Device::load(Language::C);
+    let pair = pair(ArenaOptions { bytes: 1 << 20, ring_entries: 16 });
+    let view = words(&pair.elsewhere.host_view().unwrap());
+    // Each is done in less time than it takes to start the others.
+    let all = std::sync::Barrier::new(4);
+    thread::scope(|scope| {
+        for name in 1..=THREADS {
+            let (view, all) = (&view, &all);
+            scope.spawn(move || {
+                let heap = device.attach(view).unwrap();
+                all.wait();
+                let mut kept = std::collections::VecDeque::new();
+                for round in 0..ROUNDS {
+                    let block = heap.allocate(SIZE);
+                    assert_ne!(block, 0);
+                    // SAFETY: [mapped] it lies in the arena, and is aligned to its size; all use it as this.
+                    let word = unsafe { &*heap.resolve(block, SIZE).cast::<AtomicU64>() };
+                    assert_eq!(word.swap(name, Ordering::Relaxed), 0, "another has {block:#x}");
+                    kept.push_back((block, word));
+                    if round % 3 == 0 {
+                        continue;
+                    }
+                    while kept.len() > 4
+                        && let Some((block, word)) = kept.pop_front()
+                    {
+                        assert_eq!(word.swap(0, Ordering::Relaxed), name);
+                        assert!(heap.free(block));
+                    }
+                }
+                for (block, word) in kept {
+                    word.store(0, Ordering::Relaxed);
+                    assert!(heap.free(block));
+                }
+            });
+        }
+    });
+    pair.assert_empty();
+}
