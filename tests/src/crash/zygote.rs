@@ -15,6 +15,9 @@ use super::process;
 pub type Request = [u64; WORDS];
 const WORDS: usize = 5;
 
+/// Asks for nothing but that the process ends. That the pipe is closed says so too, but only once
+/// nobody has it: zygotes that were forked at the same time may have each other's.
+const END: Request = [u64::MAX; WORDS];
 /// Says that a process ended without a reply.
 const NO_REPLY: u64 = u64::MAX;
 
@@ -22,8 +25,7 @@ const NO_REPLY: u64 = u64::MAX;
 #[derive(Debug)]
 pub struct Zygote {
     pid: Pid,
-    /// Closed to end it.
-    requests: Option<File>,
+    requests: File,
     replies: File,
 }
 
@@ -43,7 +45,7 @@ impl Zygote {
             }
             serve(File::from(to_read), File::from(from_write), &work);
         })?;
-        Ok(Self { pid, requests: Some(to_write.into()), replies: from_read.into() })
+        Ok(Self { pid, requests: to_write.into(), replies: from_read.into() })
     }
 
     /// Asks, and waits for the reply.
@@ -52,9 +54,7 @@ impl Zygote {
     /// If the process that was to answer ended before it did.
     pub fn ask(&mut self, request: Request) -> Result<Vec<u8>, String> {
         let failed = |error: std::io::Error| format!("a process does not answer: {error}");
-        let bytes: Vec<u8> = request.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        let requests = self.requests.as_mut().ok_or("it has ended")?;
-        requests.write_all(&bytes).map_err(failed)?;
+        self.send(request).map_err(failed)?;
         let mut len = [0; 8];
         self.replies.read_exact(&mut len).map_err(failed)?;
         let len = u64::from_ne_bytes(len);
@@ -64,6 +64,11 @@ impl Zygote {
         let mut reply = vec![0; usize::try_from(len).unwrap_or(0)];
         self.replies.read_exact(&mut reply).map_err(failed)?;
         Ok(reply)
+    }
+
+    fn send(&mut self, request: Request) -> std::io::Result<()> {
+        let bytes: Vec<u8> = request.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.requests.write_all(&bytes)
     }
 }
 
@@ -76,6 +81,9 @@ fn serve(mut requests: File, mut replies: File, work: &impl Fn(Request) -> Vec<u
             word.copy_from_slice(&bytes[at * 8..at * 8 + 8]);
             u64::from_ne_bytes(word)
         });
+        if request == END {
+            return;
+        }
         let answering = process::spawn(|| {
             let reply = work(request);
             let len = (reply.len() as u64).to_ne_bytes();
@@ -92,7 +100,7 @@ fn serve(mut requests: File, mut replies: File, work: &impl Fn(Request) -> Vec<u
 
 impl Drop for Zygote {
     fn drop(&mut self) {
-        self.requests = None;
+        let _ = self.send(END);
         let _ = process::wait(self.pid);
     }
 }
