@@ -38,7 +38,7 @@ fn nothing_is_lost_after_any_instruction_of_a_recovery() {
 fn nothing_is_lost_after_any_instruction_under_the_lock_of_a_page_table() {
     kill_in_all(scalable::operations::OPERATIONS.iter().map(|operation| Act {
         name: operation.name,
-        copies: false,
+        long: false,
         open: Box::new(move || {
             Theatre::open(move |begin| scalable::Stage::set(operation, arm, begin, nothing as fn()))
         }),
@@ -51,15 +51,15 @@ fn nothing() {}
 /// An operation to be killed in.
 struct Act {
     name: &'static str,
-    /// Whether most of its instructions only copy what a block holds.
-    copies: bool,
+    /// Whether it is gone through only where all instructions are.
+    long: bool,
     open: Box<dyn Fn() -> Result<Theatre, String>>,
 }
 
 fn act(operation: &'static Operation) -> Act {
     let set = move |begin: fn()| Stage::set(operation, arm, begin, nothing as fn());
     let open = Box::new(move || Theatre::open(set));
-    Act { name: operation.name, copies: operation.copies, open }
+    Act { name: operation.name, long: operation.long, open }
 }
 
 fn kill_in_all(acts: impl Iterator<Item = Act>) {
@@ -71,7 +71,7 @@ fn kill_in_all(acts: impl Iterator<Item = Act>) {
     };
     let mut tally = Tally::default();
     for act in acts {
-        if act.name.contains(&only) && (more == usize::MAX || !act.copies) {
+        if act.name.contains(&only) && (more == usize::MAX || !act.long) {
             tally.kill_in(&act, more);
         }
     }

@@ -105,8 +105,8 @@ pub struct Operation {
     pub run: fn(&World),
     /// What may be left.
     pub outcomes: &'static [Outcome],
-    /// Whether most of its instructions only copy what a block holds.
-    pub copies: bool,
+    /// Whether it has too many instructions for all of them to be gone through each time.
+    pub long: bool,
 }
 
 const fn keep(
@@ -117,7 +117,7 @@ const fn keep(
 ) -> Operation {
     let on_exit = OnExit::Keep;
     let (size, prepare) = ((MIB, MIB), warm as fn(&World));
-    Operation { name, on_exit, size, prepare, victim: None, setup, run, outcomes, copies: false }
+    Operation { name, on_exit, size, prepare, victim: None, setup, run, outcomes, long: false }
 }
 
 impl Operation {
@@ -134,8 +134,8 @@ impl Operation {
         Self { size: (18 * MIB, 18 * MIB), ..self }
     }
 
-    const fn copies(self) -> Self {
-        Self { copies: true, ..self }
+    const fn long(self) -> Self {
+        Self { long: true, ..self }
     }
 
     const fn reclaim(self) -> Self {
@@ -468,7 +468,7 @@ pub const OPERATIONS: &[Operation] = &[
         |w| resize_first(w, 2 * LARGE),
         MOVES_LARGE,
     )
-    .copies(),
+    .long(),
     // Cells.
     keep("fill a cell", |w| w.hold(1, SMALL), |w| fill_cell(w, SMALL), EXACT),
     keep(
@@ -571,7 +571,8 @@ pub const OPERATIONS: &[Operation] = &[
         .roomy(),
     keep("leave with a cache", cached_of_all_sorts, leave, EXACT)
         .after(|w| w.hold(5, SMALL))
-        .roomy(),
+        .roomy()
+        .long(),
     // Recovering.
     recovery(
         "recover one who emptied a row",
@@ -581,7 +582,8 @@ pub const OPERATIONS: &[Operation] = &[
         EXACT,
     )
     .after(|w| w.hold(8, SMALL))
-    .roomy(),
+    .roomy()
+    .long(),
     recovery(
         "recover one who was about to",
         "free another's to a full cache",
@@ -590,10 +592,12 @@ pub const OPERATIONS: &[Operation] = &[
         EXACT,
     )
     .after(|w| w.hold(8, SMALL))
-    .roomy(),
+    .roomy()
+    .long(),
     recovery("recover one who gave back a cache", "leave with a cache", "cache.flushed", 1, EXACT)
         .after(|w| w.hold(5, SMALL))
-        .roomy(),
+        .roomy()
+        .long(),
     recovery(
         "recover an allocation",
         "allocate the last of a list",
@@ -722,7 +726,8 @@ pub const OPERATIONS: &[Operation] = &[
         EXACT,
     )
     .roomy()
-    .reclaim(),
+    .reclaim()
+    .long(),
     keep(
         "reclaim: leave",
         |w| {
