@@ -6,6 +6,7 @@
 //! one table is under a lock.
 
 pub mod operations;
+pub mod outcomes;
 pub mod process;
 pub mod scalable;
 pub mod stage;

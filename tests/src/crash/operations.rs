@@ -5,6 +5,11 @@
 
 use hshm_memory::{Allocator, OnExit};
 
+use super::outcomes::{
+    BECOMES_LARGE, EXACT, FREES_LARGE, FREES_MEDIUM, FREES_SMALL, GROWS_BY_FOUR, MOVES_LARGE,
+    MOVES_SMALL, Outcome, SHRINKS_BY_TWO, SMALL_BYTES, TAKES_LARGE, TAKES_MEDIUM, TAKES_SMALL,
+    UNIT, outcome,
+};
 use super::process;
 use super::world::World;
 
@@ -18,62 +23,9 @@ const SMALL_PER_ROW: u64 = 4;
 pub const MEDIUM: usize = 32 << 10;
 /// A block that is a run of units.
 pub const LARGE: usize = 256 << 10;
-const UNIT: i64 = 64 << 10;
 /// A run that is small enough to be kept by who frees it.
 const SHORT_RUN: usize = 128 << 10;
 const MIB: u64 = 1 << 20;
-
-/// How a death may leave the balance, the blocks in cells apart.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// By how much more bytes are allocated than before.
-    pub delta: i64,
-    /// Whether the block at the table's start is free.
-    pub freed: bool,
-    /// Bytes in a block that nobody knows the offset of.
-    pub leaked: i64,
-}
-
-const fn outcome(delta: i64, freed: bool, leaked: i64) -> Outcome {
-    Outcome { delta, freed, leaked }
-}
-
-/// Nothing was allocated or freed, but in cells.
-const EXACT: &[Outcome] = &[outcome(0, false, 0)];
-const SMALL_BYTES: i64 = SMALL.cast_signed() as i64;
-const MEDIUM_BYTES: i64 = MEDIUM.cast_signed() as i64;
-const LARGE_BYTES: i64 = LARGE.cast_signed() as i64;
-const TAKES_SMALL: &[Outcome] = &[outcome(0, false, 0), outcome(SMALL_BYTES, false, SMALL_BYTES)];
-const TAKES_MEDIUM: &[Outcome] =
-    &[outcome(0, false, 0), outcome(MEDIUM_BYTES, false, MEDIUM_BYTES)];
-const TAKES_LARGE: &[Outcome] = &[outcome(0, false, 0), outcome(LARGE_BYTES, false, LARGE_BYTES)];
-const FREES_SMALL: &[Outcome] = &[outcome(0, false, 0), outcome(-SMALL_BYTES, true, 0)];
-const FREES_MEDIUM: &[Outcome] = &[outcome(0, false, 0), outcome(-MEDIUM_BYTES, true, 0)];
-const FREES_LARGE: &[Outcome] = &[outcome(0, false, 0), outcome(-LARGE_BYTES, true, 0)];
-const MOVES_SMALL: &[Outcome] = &[
-    outcome(0, false, 0),
-    outcome(4 * SMALL_BYTES, false, 4 * SMALL_BYTES),
-    outcome(3 * SMALL_BYTES, true, 4 * SMALL_BYTES),
-];
-const MOVES_LARGE: &[Outcome] = &[
-    outcome(0, false, 0),
-    outcome(2 * LARGE_BYTES, false, 2 * LARGE_BYTES),
-    outcome(LARGE_BYTES, true, 2 * LARGE_BYTES),
-];
-const BECOMES_LARGE: &[Outcome] = &[
-    outcome(0, false, 0),
-    outcome(LARGE_BYTES, false, LARGE_BYTES),
-    outcome(LARGE_BYTES - SMALL_BYTES, true, LARGE_BYTES),
-];
-const GROWS_BY_FOUR: &[Outcome] = &[
-    outcome(0, false, 0),
-    outcome(UNIT, false, 0),
-    outcome(2 * UNIT, false, 0),
-    outcome(3 * UNIT, false, 0),
-    outcome(4 * UNIT, false, 0),
-];
-const SHRINKS_BY_TWO: &[Outcome] =
-    &[outcome(0, false, 0), outcome(-UNIT, false, 0), outcome(-2 * UNIT, false, 0)];
 
 /// Somebody who died before the operation begins and has not been recovered.
 #[derive(Clone, Copy, Debug)]
@@ -163,9 +115,7 @@ fn nothing(_: &World) {}
 
 /// Claims a slot.
 fn warm(w: &World) {
-    let block = w.heap.allocate(16).expect("a block");
-    // SAFETY: [owned] it was just allocated.
-    unsafe { w.heap.free(block) }.expect("it is allocated");
+    take_and_free(w, 16);
 }
 
 fn elsewhere(w: &World, work: impl FnOnce(&World)) {

@@ -2,7 +2,8 @@
 
 use hshm_memory::{OnExit, RecoveryReport};
 
-use super::operations::{LARGE, MEDIUM, Operation, Outcome, SMALL};
+use super::operations::{LARGE, MEDIUM, Operation, SMALL};
+use super::outcomes::Outcome;
 use super::process;
 use super::world::{CELLS, World};
 

@@ -125,6 +125,10 @@ pub const ATOMICS_EXCEPT: &[(&str, &str)] = &[
         "hshm-memory/src/allocator/thread_local/heap.rs",
         "whether a heap was released, a private word",
     ),
+    (
+        "hshm-memory/src/allocator/thread_local/cache.rs",
+        "the rows of who has none, which are nowhere",
+    ),
     ("hshm-memory/src/allocator/thread_local/mod.rs", "who this process is"),
     (
         "hshm-memory/src/allocator/thread_local/create.rs",

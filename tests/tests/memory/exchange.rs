@@ -31,7 +31,8 @@ fn exchange(kind: Kind, on_exit: OnExit, blocks: u64) {
     let operations = segment.heap.report().operations;
     assert_eq!(operations.allocations, 2 * blocks);
     assert_eq!(operations.local_frees + operations.remote_frees, 2 * blocks);
-    assert!(operations.remote_frees > blocks / 2, "{operations:?}");
+    // Most of what the other allocated is handed out again by who freed it.
+    assert!(operations.remote_frees > 0, "{operations:?}");
 }
 
 #[test]
