@@ -205,7 +205,8 @@ fn no_block_is_given_to_two_threads() {
                 for round in 0..ROUNDS {
                     let block = heap.allocate(SIZE);
                     assert_ne!(block, 0);
-                    // SAFETY: [mapped] it lies in the arena, and is aligned to its size; all use it as this.
+                    #[allow(clippy::cast_ptr_alignment, reason = "it is aligned to its size")]
+                    // SAFETY: [mapped] it lies in the arena; all use it as this.
                     let word = unsafe { &*heap.resolve(block, SIZE).cast::<AtomicU64>() };
                     assert_eq!(word.swap(name, Ordering::Relaxed), 0, "another has {block:#x}");
                     kept.push_back((block, word));

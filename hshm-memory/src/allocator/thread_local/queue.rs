@@ -21,11 +21,18 @@ pub(super) struct Queue {
     name: u32,
     first: Cell<u32>,
     last: Cell<u32>,
+    /// Pages in it.
+    len: Cell<u32>,
 }
 
 impl Queue {
     pub(super) fn new(name: u32) -> Self {
-        Self { name, first: Cell::new(0), last: Cell::new(0) }
+        Self { name, first: Cell::new(0), last: Cell::new(0), len: Cell::new(0) }
+    }
+
+    /// How many pages are in it.
+    pub(super) fn len(&self) -> u32 {
+        self.len.get()
     }
 
     /// The first page, if its tag is still `tag`.
@@ -43,6 +50,7 @@ impl Queue {
 
     pub(super) fn push_back(&self, view: &View, unit: u32) {
         let old = self.last.replace(unit);
+        self.len.set(self.len.get().saturating_add(1));
         let descriptor = view.descriptor(unit);
         descriptor.queued.store(self.name, Ordering::Relaxed);
         descriptor.next.store(0, Ordering::Relaxed);
@@ -71,6 +79,7 @@ impl Queue {
             self.forget();
             return;
         }
+        self.len.set(self.len.get().saturating_sub(1));
         if previous == 0 {
             self.first.set(next);
         } else {
@@ -86,5 +95,6 @@ impl Queue {
     fn forget(&self) {
         self.first.set(0);
         self.last.set(0);
+        self.len.set(0);
     }
 }

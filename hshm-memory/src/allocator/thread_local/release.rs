@@ -21,6 +21,12 @@ const KEPT_RUN_UNITS: usize = 1024;
 /// and this part of the segment.
 const KEPT_RUN_PART: usize = 16;
 
+/// Of each class a worker keeps few pages with free blocks that it does not allocate from: this part
+/// of the segment,
+const PARTIAL_PART: usize = 512;
+/// and this many.
+const PARTIAL_MOST: usize = 64;
+
 /// The block that an offset names.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Block<'v> {
@@ -172,7 +178,7 @@ impl Heap {
             // Large as it is, it is anybody's: so it is freed by whoever frees its last block.
             self.let_go(page);
             return;
-        } else if carved == page.blocks() && page.listed() == 0 {
+        } else if carved == page.blocks() && (page.listed() == 0 || self.has_plenty(&page)) {
             self.let_go(page);
             return;
         } else {
@@ -184,6 +190,15 @@ impl Heap {
         if let Some(queue) = self.partial.get(page.class()) {
             queue.push_back(&self.view, page.unit);
         }
+    }
+
+    /// Whether so many pages with free blocks of this class are ours that others are to have this one:
+    /// what we free and allocate may never come to it, while they look for memory.
+    fn has_plenty(&self, page: &Page<'_>) -> bool {
+        let most = (self.view.block_units().len() / PARTIAL_PART).clamp(2, PARTIAL_MOST);
+        let queue = self.partial.get(page.class());
+        self.view.on_exit() == OnExit::Keep
+            && queue.is_some_and(|queue| queue.len() as usize >= most)
     }
 
     /// Takes a page of ours out of the queue that it is in.
