@@ -12,6 +12,7 @@ use super::cache::Cache;
 use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, Slot, UNIT_SHIFT};
 use super::page::{NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
+use super::runs::KeptRuns;
 use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES};
 use super::units;
 use super::view::View;
@@ -23,8 +24,6 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 const KEPT_PAGES: usize = 16;
 /// The same for medium ones.
 const KEPT_MEDIUM_PAGES: usize = 2;
-/// Freed runs that a worker keeps for itself.
-const KEPT_RUNS: usize = 8;
 /// Medium classes whose bins are filled at the same time: each has a page of 512 KiB.
 const MEDIUM_BINS: usize = 4;
 
@@ -67,8 +66,7 @@ pub(crate) struct Heap {
     pub(super) kept: [Cell<u32>; KEPT_PAGES],
     /// Medium ones.
     pub(super) kept_medium: [Cell<u32>; KEPT_MEDIUM_PAGES],
-    /// Runs in transit of ours, ready to be blocks again, the latest last; 0 for none.
-    pub(super) kept_runs: [Cell<u32>; KEPT_RUNS],
+    pub(super) kept_runs: KeptRuns,
     /// The medium classes whose bins are filled, the latest first; 0 for none.
     pub(super) medium_bins: [Cell<u32>; MEDIUM_BINS],
     /// The header's `pressure` when we last gave back what we keep.
@@ -107,7 +105,7 @@ impl Heap {
             opened: std::array::from_fn(|_| Cell::new(0)),
             kept: std::array::from_fn(|_| Cell::new(0)),
             kept_medium: std::array::from_fn(|_| Cell::new(0)),
-            kept_runs: std::array::from_fn(|_| Cell::new(0)),
+            kept_runs: KeptRuns::new(),
             medium_bins: std::array::from_fn(|_| Cell::new(0)),
             pressure: Cell::new(0),
             calm: Cell::new(0),

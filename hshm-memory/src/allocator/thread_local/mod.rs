@@ -34,6 +34,7 @@ mod refill;
 mod release;
 mod remote;
 mod repair;
+mod runs;
 mod settle;
 mod size_class;
 mod slots;

@@ -58,11 +58,6 @@ impl Heap {
         Ok(Request::Run { units: count(bytes), align_units: count(align as u64), bytes })
     }
 
-    /// Counts a run as handed out.
-    pub(super) fn count_run(&self) {
-        add(&self.counters().loaded, 1);
-    }
-
     /// Allocates what the fast path could not.
     #[cold]
     #[inline(never)]
@@ -82,12 +77,10 @@ impl Heap {
                 }
             }
             Request::Run { units, align_units, bytes } => {
-                if let Some(run) = self.take_kept_run(units, align_units) {
-                    return Ok(unit_start(run));
-                }
-                let run = self.claim_run(units, align_units, bytes)?;
-                units::publish_run(&self.view, self.id, run..run + units);
-                self.count_run();
+                let run = match self.take_kept_run(units, align_units) {
+                    Some(run) => run,
+                    None => self.claim_block(units, align_units, bytes)?,
+                };
                 Ok(unit_start(run))
             }
         }
@@ -287,38 +280,7 @@ impl Heap {
         Ok(Page::initialise(&self.view, self.id, unit, class))
     }
 
-    /// Makes a kept run a block again, if one has `units` units or slightly more.
-    fn take_kept_run(&self, units: u32, align_units: u32) -> Option<u32> {
-        let slack = units / 8;
-        let fits = |head: u32| {
-            let len = self.kept_run_units(head)?;
-            let fits = (units..=units + slack).contains(&len) && head.is_multiple_of(align_units);
-            fits.then_some(head)
-        };
-        let (cell, head) =
-            self.kept_runs.iter().rev().find_map(|cell| Some((cell, fits(cell.get())?)))?;
-        cell.set(0);
-        // ORDER: Release: what the bodies say was written when the run was first assembled.
-        self.view.tag_word(head).store(Tag::large(self.id).0, Ordering::Release);
-        self.count_run();
-        Some(head)
-    }
-
-    /// Claims a run and puts memory behind it.
-    pub(super) fn claim_run(&self, len: u32, align: u32, bytes: u64) -> Result<u32, AllocError> {
-        let start = self.claim_units(len, align, bytes)?;
-        match self.view.make_run_resident(start..start + len) {
-            Ok(()) => Ok(start),
-            Err(error) => {
-                for unit in (start..start + len).rev() {
-                    units::release_unit(&self.view, unit);
-                }
-                Err(error.into())
-            }
-        }
-    }
-
-    fn claim_units(&self, len: u32, align: u32, bytes: u64) -> Result<u32, AllocError> {
+    pub(super) fn claim_units(&self, len: u32, align: u32, bytes: u64) -> Result<u32, AllocError> {
         let try_once = || {
             if len == 1 && align == 1 {
                 units::claim_one(&self.view, self.id)

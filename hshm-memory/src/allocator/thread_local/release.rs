@@ -16,11 +16,6 @@ use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::sync::Ordering;
 
-/// The most that a worker keeps of freed runs: 64 MiB,
-const KEPT_RUN_UNITS: usize = 1024;
-/// and this part of the segment.
-const KEPT_RUN_PART: usize = 16;
-
 /// Of each class a worker keeps few pages with free blocks that it does not allocate from: this part
 /// of the segment,
 const PARTIAL_PART: usize = 512;
@@ -295,7 +290,7 @@ impl Heap {
     pub(super) fn collect(&self) {
         self.drop_cache();
         self.kept.iter().chain(&self.kept_medium).for_each(|kept| kept.set(0));
-        self.kept_runs.iter().for_each(|cell| self.drop_kept_run(cell));
+        self.drop_kept_runs();
         for unit in self.view.block_units() {
             let Some(tag) = self.view.tag(unit) else { continue };
             if !matches!(tag.kind(), Kind::Small | Kind::Medium) {
@@ -317,76 +312,6 @@ impl Heap {
                 }
             }
         }
-    }
-
-    pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
-        if self.unbind_run(head, tag) {
-            self.keep_run(head);
-            Ok(())
-        } else {
-            Err(freed_twice(unit_start(head)))
-        }
-    }
-
-    /// Remembers a run in transit of ours for the next block of its size, if it is not too large;
-    /// frees it, or the one that was remembered longest, if not.
-    pub(super) fn keep_run(&self, head: u32) {
-        let most = (self.view.block_units().len() / KEPT_RUN_PART).min(KEPT_RUN_UNITS);
-        let kept = || self.kept_runs.iter().filter_map(|cell| self.kept_run_units(cell.get()));
-        let len = self.kept_run_units(head).map_or(usize::MAX, |len| len as usize);
-        if len > most {
-            units::dismantle_run(&self.view, self.id, head);
-            return;
-        }
-        // Who died changing its size may have left it shorter than it says.
-        let run = units::run_of(&self.view, head);
-        self.view.descriptor(head).run_units.store(run.end - run.start, Ordering::Relaxed);
-        // The last cell has the latest; each moves one down, and what falls out is freed, until
-        // there is room for this one.
-        let mut head = head;
-        for cell in self.kept_runs.iter().rev() {
-            head = cell.replace(head);
-            if head == 0 {
-                break;
-            }
-        }
-        if head != 0 {
-            units::dismantle_run(&self.view, self.id, head);
-        }
-        for cell in &self.kept_runs {
-            if kept().map(|len| len as usize).sum::<usize>() <= most {
-                break;
-            }
-            self.drop_kept_run(cell);
-        }
-    }
-
-    /// The length of the run in transit of ours at `head`, if there is one.
-    pub(super) fn kept_run_units(&self, head: u32) -> Option<u32> {
-        if head == 0 || self.view.tag(head) != Some(Tag::transit(self.id)) {
-            return None;
-        }
-        Some(self.view.descriptor(head).run_units.load(Ordering::Relaxed))
-    }
-
-    fn drop_kept_run(&self, cell: &Cell<u32>) {
-        let head = cell.replace(0);
-        if self.kept_run_units(head).is_some() {
-            units::dismantle_run(&self.view, self.id, head);
-        }
-    }
-
-    /// Makes an allocated run one in transit of ours; from here on it is freed, whoever dies.
-    pub(super) fn unbind_run(&self, head: u32, tag: Tag) -> bool {
-        let Some(tag) = units::unbind_run(&self.view, self.id, head, tag) else { return false };
-        let counters = self.counters();
-        let counter = if tag.owner() == self.id || tag.owner() == 0 {
-            &counters.local_frees
-        } else {
-            &counters.remote_frees
-        };
-        add(counter, 1);
-        true
     }
 
     /// How many bytes the block at `offset` has.
@@ -431,47 +356,6 @@ impl Heap {
             self.shrink_run(head, tag, end..run.end);
         }
         Ok(())
-    }
-
-    /// Frees the last units of a run. The run's length is where its bodies end, whatever its head
-    /// says, so that a death between any two steps leaves a shorter run and claimed units.
-    fn shrink_run(&self, head: u32, tag: Tag, tail: std::ops::Range<u32>) {
-        debug_assert_eq!(tag.kind(), Kind::Large);
-        for unit in tail.clone().rev() {
-            self.view.tag_word(unit).store(Tag::claimed(self.id).0, Ordering::Release);
-            crate::crash_point!("run.cut");
-        }
-        self.view.descriptor(head).run_units.store(tail.start - head, Ordering::Release);
-        for unit in tail {
-            units::release_unit(&self.view, unit);
-        }
-    }
-
-    /// Claims the units after a run and makes them part of it.
-    fn grow_run(&self, head: u32, more: std::ops::Range<u32>) -> bool {
-        if more.end > self.view.units() {
-            return false;
-        }
-        let mut end = more.start;
-        while end < more.end && units::claim_this(&self.view, self.id, end) {
-            end += 1;
-        }
-        crate::crash_point!("run.neighbours_claimed");
-        let resident = end == more.end && self.view.make_run_resident(more.clone()).is_ok();
-        if !resident {
-            for unit in (more.start..end).rev() {
-                units::release_unit(&self.view, unit);
-            }
-            return false;
-        }
-        // The length first: of the units after it, those that are still claimed when we die are
-        // freed, those that are bodies belong to the run.
-        self.view.descriptor(head).run_units.store(more.end - head, Ordering::Release);
-        for unit in more {
-            crate::crash_point!("run.extended");
-            self.view.tag_word(unit).store(Tag::RUN_BODY.0, Ordering::Release);
-        }
-        true
     }
 }
 

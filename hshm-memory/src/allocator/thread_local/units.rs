@@ -167,7 +167,8 @@ pub(super) fn publish_run(view: &View, owner: u32, run: Range<u32>) {
     // Died here, or anywhere below: recovery takes the run apart.
     crate::crash_point!("units.run_in_transit");
     for body in run.start + 1..run.end {
-        view.tag_word(body).store(Tag::RUN_BODY.0, Ordering::Relaxed);
+        // ORDER: Release: whoever sees that the unit is this run's sees what made it free before.
+        view.tag_word(body).store(Tag::RUN_BODY.0, Ordering::Release);
     }
     // ORDER: Release: the bodies stand before the block does.
     view.tag_word(run.start).store(Tag::large(owner).0, Ordering::Release);
