@@ -342,6 +342,11 @@ impl ThreadLocalAllocator {
             {
                 return Ok(offset);
             }
+            if align == GRANULE_BYTES
+                && let Some(offset) = heap.take_latest_run(bytes)
+            {
+                return Ok(offset);
+            }
             heap.allocate_slow(bytes, align)
         })?;
         Ok(OffsetPointer::new(offset))
@@ -356,7 +361,7 @@ impl ThreadLocalAllocator {
     ) -> Result<(), AllocError> {
         let offset = pointer.offset_bytes();
         self.with_context(context, |heap| {
-            if heap.push_small(offset) || heap.free_cached(offset) {
+            if heap.free_own_run(offset) || heap.push_small(offset) || heap.free_cached(offset) {
                 Ok(())
             } else {
                 heap.free_slow(offset)

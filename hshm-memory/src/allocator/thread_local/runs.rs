@@ -5,10 +5,12 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::heap::Heap;
+use super::layout::UNIT_BYTES;
 use super::refill::add;
 use super::release::freed_twice;
+use super::size_class::MEDIUM_MAX_BYTES;
 use super::units;
-use super::words::{Kind, Tag, unit_start};
+use super::words::{Kind, Tag, unit_of, unit_start};
 use crate::error::AllocError;
 use crate::sync::Ordering;
 
@@ -106,6 +108,24 @@ impl Heap {
     /// Counts a run as handed out.
     pub(super) fn count_run(&self) {
         add(&self.counters().loaded, 1);
+    }
+
+    /// Makes the run that was kept last a block again, if it has no more units than `bytes` take.
+    #[inline]
+    pub(super) fn take_latest_run(&self, bytes: usize) -> Option<u64> {
+        let run = self.kept_runs.runs.last()?.get();
+        let fits = run.units > 0 && (bytes as u64).div_ceil(UNIT_BYTES) == u64::from(run.units);
+        (fits && bytes > MEDIUM_MAX_BYTES)
+            .then(|| self.take_kept_run(run.units, 1).map(unit_start))?
+    }
+
+    /// Frees the block at `offset` if it is a run of ours.
+    #[inline]
+    pub(super) fn free_own_run(&self, offset: u64) -> bool {
+        let tag = Tag::large(self.id);
+        let is_own =
+            offset.is_multiple_of(UNIT_BYTES) && self.view.tag(unit_of(offset)) == Some(tag);
+        is_own && self.free_run(unit_of(offset), tag).is_ok()
     }
 
     /// Makes a kept run a block again, if one has `units` units or slightly more.
