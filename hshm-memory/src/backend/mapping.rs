@@ -43,8 +43,8 @@ impl Shape {
 }
 
 /// Reserves `capacity` bytes of address space, and the place where it begins at a multiple of
-/// `align`. What lies before and after it, a page at least, cannot be accessed, so that neither a
-/// stray access nor the kernel takes a neighbour's memory for it.
+/// `align`. None of it can be accessed, and what lies before and after it, a page at least, stays so:
+/// neither a stray access nor the kernel takes a neighbour's memory for it.
 pub(super) fn reserve(capacity: u64, align: usize) -> Result<(MmapRaw, NonNull<u8>), BackendError> {
     let bad = |why| BackendError::BadSize { size_bytes: 0, capacity_bytes: capacity, why };
     if capacity == 0 {
@@ -56,9 +56,7 @@ pub(super) fn reserve(capacity: u64, align: usize) -> Result<(MmapRaw, NonNull<u
     let page = usize::try_from(kernel_page_bytes()).unwrap_or(1 << 16);
     let len = usize::try_from(capacity).ok().and_then(|len| len.checked_next_multiple_of(page));
     let reserved = len.and_then(|len| len.checked_add(align + 2 * page));
-    let (Some(len), Some(reserved)) = (len, reserved) else {
-        return Err(bad("this machine's addresses are too short for it"));
-    };
+    let reserved = reserved.ok_or_else(|| bad("this machine's addresses are too short for it"))?;
     let reservation: MmapRaw = MmapOptions::new()
         .len(reserved)
         .no_reserve_swap()
@@ -68,18 +66,22 @@ pub(super) fn reserve(capacity: u64, align: usize) -> Result<(MmapRaw, NonNull<u
     let start = reservation.as_mut_ptr();
     let first = start.wrapping_add(page);
     let aligned = first.wrapping_add(first.align_offset(align));
-    let before = aligned.addr() - start.addr();
-    guard(start, before)?;
-    guard(aligned.wrapping_add(len), reserved - before - len)?;
+    protect(NonNull::new(start), reserved, ProtFlags::PROT_NONE)?;
     let base = NonNull::new(aligned).ok_or_else(|| bad("nothing would be mapped"))?;
     Ok((reservation, base))
 }
 
-/// Makes a part of a reservation inaccessible.
-fn guard(start: *mut u8, len: usize) -> Result<(), BackendError> {
-    let Some(start) = NonNull::new(start) else { return Ok(()) };
-    // SAFETY: [owned] the part lies in a reservation that was just made, and is not used.
-    unsafe { mprotect(start.cast(), len, ProtFlags::PROT_NONE) }
+/// Makes `capacity` bytes that were reserved at `base` memory of the process's own.
+pub(super) fn make_private(base: NonNull<u8>, capacity: u64) -> Result<(), BackendError> {
+    let len = usize::try_from(capacity).unwrap_or(usize::MAX);
+    protect(Some(base), len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)
+}
+
+/// Changes how a reservation that was just made, or a part of it, can be accessed.
+fn protect(start: Option<NonNull<u8>>, len: usize, how: ProtFlags) -> Result<(), BackendError> {
+    let Some(start) = start else { return Ok(()) };
+    // SAFETY: [owned] it is anonymous memory that nobody uses yet.
+    unsafe { mprotect(start.cast(), len, how) }
         .map_err(|errno| BackendError::system("cannot guard address space", errno))
 }
 
@@ -126,7 +128,7 @@ impl SharedMapping {
         let align = usize::try_from(grain).unwrap_or(BASE_ALIGN).max(BASE_ALIGN);
         // The reservation is anonymous and never touched; the file goes on top of its aligned part.
         let (reservation, base) = reserve(capacity, align)?;
-        map_over(base, capacity, file.as_fd())?;
+        map_over(base, capacity, file.as_fd(), shape.grain() > 1)?;
         // SAFETY: [mapped] the file was just mapped there, and the reservation lives until the end.
         let mapped = unsafe { Mapped::new(base, capacity) };
         let committed = committed(file.as_fd(), shape, capacity);
@@ -257,21 +259,30 @@ fn committed(file: BorrowedFd<'_>, shape: Shape, capacity: u64) -> u64 {
     len.unwrap_or(0).min(capacity)
 }
 
-/// Maps `file` over what is reserved at `base`.
-fn map_over(base: NonNull<u8>, capacity: u64, file: BorrowedFd<'_>) -> Result<(), BackendError> {
+/// Maps `file`, of huge pages or not, over what is reserved at `base`.
+fn map_over(
+    base: NonNull<u8>,
+    capacity: u64,
+    file: BorrowedFd<'_>,
+    is_huge: bool,
+) -> Result<(), BackendError> {
     let refused = |errno| BackendError::system("cannot map the segment", errno);
     let len = usize::try_from(capacity).ok().and_then(NonZeroUsize::new);
     let len = len.ok_or_else(|| refused(Errno::EINVAL))?;
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED | MapFlags::MAP_NORESERVE;
+    let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     // Mapping a file of huge pages for writing would make it as long as the mapping; so it is
     // mapped for reading first.
+    let first = if is_huge { ProtFlags::PROT_READ } else { writable };
     // SAFETY: [owned] the range lies inside a reservation that nobody else knows of, so MAP_FIXED
     // replaces nothing but it.
-    let mapped = unsafe { mmap(Some(base.addr()), len, ProtFlags::PROT_READ, flags, file, 0) };
+    let mapped = unsafe { mmap(Some(base.addr()), len, first, flags, file, 0) };
     let mapped = mapped.map_err(refused)?;
-    let writable = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-    // SAFETY: [owned] the range was just mapped, and nobody uses it yet.
-    unsafe { mprotect(mapped, len.get(), writable) }.map_err(refused)
+    if is_huge {
+        // SAFETY: [owned] the range was just mapped, and nobody uses it yet.
+        unsafe { mprotect(mapped, len.get(), writable) }.map_err(refused)?;
+    }
+    Ok(())
 }
 
 /// Sets huge pages aside for `range` of a file, so that using them cannot fail later.

@@ -7,7 +7,7 @@ use memmap2::MmapRaw;
 
 use super::advice::Mapped;
 use super::apply::{Locks, PagesOf, apply};
-use super::mapping::reserve;
+use super::mapping::{make_private, reserve};
 use super::range::{validate_grow, validate_sizes};
 use super::{BASE_ALIGN, Backend, BackendError, BackendKind, BackendOptions};
 use crate::sync::{AtomicU64, Ordering};
@@ -70,6 +70,7 @@ impl PosixMmapBackend {
     ) -> Result<Self, BackendError> {
         validate_sizes(size, capacity)?;
         let (reservation, base) = reserve(capacity, BASE_ALIGN)?;
+        make_private(base, capacity)?;
         // SAFETY: [mapped] the reservation is at least so long, and lives until the end of this.
         let mapped = unsafe { Mapped::new(base, capacity) };
         let locks = apply(mapped, size, PagesOf::Nothing, options)?;
@@ -86,7 +87,7 @@ impl PosixMmapBackend {
     }
 }
 
-// SAFETY: [mapped] the reservation is of readable and writable memory, aligned, and kept until the
+// SAFETY: [mapped] it was made readable and writable, is aligned, and kept until the
 // value is dropped; what is committed only grows.
 unsafe impl Backend for PosixMmapBackend {
     fn kind(&self) -> BackendKind {

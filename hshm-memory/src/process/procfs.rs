@@ -1,7 +1,7 @@
 //! Processes and threads as `/proc` tells of them.
 
-use std::fs;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read as _};
 
 use super::{ProcessId, START_TICKS_MASK};
 
@@ -14,8 +14,16 @@ pub(super) const NAMES_THREADS: bool = cfg!(target_os = "linux");
 
 /// The process, or thread, that has number `pid` now.
 pub(super) fn identify(pid: u32) -> io::Result<ProcessId> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let stat = read_stat(pid)?;
     Ok(ProcessId { pid, start_ticks: parse_stat(&stat)?.start_ticks })
+}
+
+/// One line of 52 fields, which the kernel gives at the first read. Asking how long it is first, and
+/// reading until there is no more, would be half of what attaching to a segment costs.
+fn read_stat(pid: u32) -> io::Result<String> {
+    let mut line = [0; 2048];
+    let len = File::open(format!("/proc/{pid}/stat"))?.read(&mut line)?;
+    Ok(String::from_utf8_lossy(line.get(..len).unwrap_or(&[])).into_owned())
 }
 
 /// The calling thread.
@@ -41,7 +49,7 @@ pub(super) fn is_thread_alive(thread: ProcessId) -> bool {
 /// A zombie counts as dead: it executes nothing any more. But one whose first thread ended before
 /// others shows as a zombie too, and lives as long as they do.
 pub(super) fn is_alive(process: ProcessId) -> bool {
-    match fs::read_to_string(format!("/proc/{}/stat", process.pid)) {
+    match read_stat(process.pid) {
         Ok(stat) => match parse_stat(&stat) {
             Ok(stat) => {
                 let ended = matches!(stat.state, 'Z' | 'X' | 'x') && stat.threads <= 1;
@@ -131,9 +139,9 @@ mod tests {
             }
         };
         drop(end);
-        let path = format!("/proc/{child}/stat");
+        let number = child.as_raw().cast_unsigned();
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        let is_zombie = || parse_stat(&fs::read_to_string(&path).unwrap()).unwrap().state == 'Z';
+        let is_zombie = || parse_stat(&read_stat(number).unwrap()).unwrap().state == 'Z';
         while !is_zombie() {
             assert!(std::time::Instant::now() < deadline, "the first thread never ended");
             std::thread::sleep(std::time::Duration::from_millis(1));
