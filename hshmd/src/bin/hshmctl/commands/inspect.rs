@@ -20,14 +20,34 @@ struct Inspected<'a> {
     held_bytes: u64,
     /// Of a segment for devices.
     #[serde(skip_serializing_if = "Option::is_none")]
-    device: Option<&'a SegmentDevice>,
+    device: Option<&'a Device>,
+}
+
+#[derive(Serialize)]
+struct Device {
+    #[serde(flatten)]
+    found: SegmentDevice,
+    /// Whether it and the processors may both modify a word of the segment atomically, as the driver says.
+    host_native_atomics: Option<bool>,
+}
+
+impl Device {
+    fn ask(client: &Client, name: &str) -> Result<Self> {
+        let found = client.device(name)?;
+        let drivers = client.drivers()?;
+        let driver = drivers.into_iter().find(|driver| driver.vendor == found.vendor);
+        let devices = driver.and_then(|status| status.driver).map(|driver| driver.devices);
+        let number = usize::try_from(found.device)?;
+        let device = devices.and_then(|devices| devices.into_iter().nth(number));
+        Ok(Self { found, host_native_atomics: device.and_then(|one| one.host_native_atomics) })
+    }
 }
 
 pub(super) fn run(client: &Client, name: &str, ui: &mut Ui) -> Result<()> {
     let Inspection { segment, heap } = client.inspect(name)?;
     let obtained = client.memory(name)?;
     let is_for_devices = segment.backend.vendor().is_some();
-    let device = is_for_devices.then(|| client.device(name)).transpose()?;
+    let device = is_for_devices.then(|| Device::ask(client, name)).transpose()?;
     let json = Inspected {
         segment: &segment,
         memory: &obtained,
@@ -98,12 +118,21 @@ fn pages(obtained: &Obtained) -> Vec<(&'static str, String)> {
     ]
 }
 
-fn device_rows(found: &SegmentDevice) -> Vec<(&'static str, String)> {
+fn device_rows(device: &Device) -> Vec<(&'static str, String)> {
+    let found = &device.found;
     let name = found.device_name.as_deref().unwrap_or("not found");
     let mut rows =
         vec![("device", format!("{} {}, {}", found.vendor, found.device, text::printable(name)))];
     if let Some(bytes) = found.registered_bytes {
         rows.push(("registration", format!("{} taken by the driver", format_size(bytes))));
+    }
+    if found.device_name.is_some() {
+        let atomics = match device.host_native_atomics {
+            Some(true) => "the device and the processors may modify the same words",
+            Some(false) => "none: the device and the processors each modify words of their own",
+            None => "not known: the driver has no dependable way to ask",
+        };
+        rows.push(("native host atomics", atomics.to_owned()));
     }
     if let Some(problem) = &found.problem {
         rows.push(("registration", format!("refused: {}", text::printable(problem))));
