@@ -119,6 +119,38 @@ fn a_driver_that_refuses_leaves_nothing_behind() {
     }
 }
 
+/// Debian's own library of ROCm, as the name that it is loaded by.
+const REAL_ROCM: &str = "libamdhip64.so.5";
+
+#[test]
+#[ignore = "needs ROCm's own library: apt-get install libamdhip64-5"]
+fn the_real_library_of_rocm_without_a_device_says_so_and_nothing_is_left() {
+    if Path::new("/dev/kfd").exists() {
+        return;
+    }
+    let daemon = Daemon::start_with(&[
+        ("HSHM_LIBCUDA", Path::new(NOWHERE)),
+        ("HSHM_LIBAMDHIP64", Path::new(REAL_ROCM)),
+    ]);
+    daemon.text("create known --size 2M");
+    let output = daemon.ctl("create g --size 2M --backend rocm-shm");
+    assert_refused(&output, &["\"g\"", "rocm-shm", "the ROCm driver finds no device"]);
+    assert_eq!(daemon.names(), ["known"]);
+    assert_eq!(daemon.objects("known").len(), 1);
+    let status = daemon.text("status");
+    assert!(status.contains("ROCm: the ROCm driver finds no device"), "{status}");
+    let drivers = &daemon.json("status")["drivers"];
+    assert!(drivers[1]["driver"].is_null(), "{drivers}");
+    // And by its usual names.
+    let child = Command::new(env!("CARGO_BIN_EXE_hshmd"))
+        .args(["--gpu-probe", "rocm"])
+        .env_remove("HSHM_LIBAMDHIP64")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(child.stdout).unwrap();
+    assert!(child.status.success() && said.contains("finds no device"), "{said}");
+}
+
 #[test]
 fn a_library_that_is_too_old_is_told() {
     let library = doubles::library(GpuVendor::Rocm, Double::Lacking);
