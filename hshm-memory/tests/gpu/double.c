@@ -9,8 +9,12 @@
  *   HSHM_DOUBLE_CRASH     if set, the first call ends the process
  *   HSHM_DOUBLE_LOG       a file to which registrations and their ends are written
  *
+ * An image of kernels is the path of a shared library here, with its final zero, and a kernel runs on as many threads
+ * of the host as it has: tests/device/kernels.cu can be compiled so.
+ *
  * -DLACKS_UNREGISTER leaves a function out.
  */
+#include <dlfcn.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,7 +25,8 @@
 
 enum {
     INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-    INVALID_CONTEXT = 201, ALREADY_REGISTERED = 712, NOT_REGISTERED = 713
+    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, ALREADY_REGISTERED = 712,
+    NOT_REGISTERED = 713
 };
 enum { MOST = 64 };
 static const uint64_t SHIFT = (uint64_t)1 << 52;
@@ -97,6 +102,76 @@ static int find(uint64_t *found, void *pointer) {
     return result;
 }
 
+/* Where the host's threads find what kernels know by this address; 0 if nowhere. */
+static uint64_t translate(uint64_t device) {
+    uint64_t result = 0;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST; i++)
+        if (table[i].end && table[i].start + table[i].shift <= device && device < table[i].end + table[i].shift)
+            result = device - table[i].shift;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+enum { MOST_THREADS = 1024 };
+static struct { pthread_t threads[MOST_THREADS]; int count; void *given[MOST_THREADS]; } running;
+struct work { int (*kernel)(const void *); const void *given; };
+
+static void *work(void *own) {
+    struct work work = *(struct work *)own;
+    free(own);
+    return work.kernel(work.given) ? own : NULL;
+}
+
+static int load(void **module, const void *image) {
+    *module = dlopen(image, RTLD_NOW | RTLD_LOCAL);
+    if (!*module) return INVALID_IMAGE;
+    uint64_t (**hook)(uint64_t) = (uint64_t (**)(uint64_t))dlsym(*module, "kit_translate");
+    if (!hook) return INVALID_IMAGE;
+    *hook = translate;
+    return 0;
+}
+
+struct function { int (*kernel)(const void *); size_t bytes; };
+
+static int function(void **found, void *module, const char *name) {
+    const uint64_t *bytes = dlsym(module, "kit_bytes");
+    void *kernel = dlsym(module, name);
+    if (!bytes || !kernel) return NOT_FOUND;
+    struct function *made = malloc(sizeof *made);
+    made->bytes = *bytes;
+    *(void **)&made->kernel = kernel;
+    *found = made;
+    return 0;
+}
+
+static int launch(struct function *function, unsigned threads, void **parameters) {
+    if (!threads || threads + (unsigned)running.count > MOST_THREADS) return INVALID_VALUE;
+    void *given = malloc(function->bytes);
+    memcpy(given, parameters[0], function->bytes);
+    for (unsigned i = 0; i < threads; i++) {
+        struct work *own = malloc(sizeof *own);
+        own->kernel = function->kernel;
+        own->given = given;
+        running.given[running.count] = i ? NULL : given;
+        if (pthread_create(&running.threads[running.count], NULL, work, own)) abort();
+        running.count++;
+    }
+    return 0;
+}
+
+static int synchronize(void) {
+    int result = 0;
+    for (int i = 0; i < running.count; i++) {
+        void *said;
+        pthread_join(running.threads[i], &said);
+        if (said) result = ILLEGAL_ADDRESS;
+    }
+    for (int i = 0; i < running.count; i++) free(running.given[i]);
+    running.count = 0;
+    return result;
+}
+
 static int count(int *number, const char *call) {
     int failed = failure(call);
     if (failed) return failed;
@@ -138,8 +213,12 @@ EXPORT cuDeviceGetName(char *name, int len, int device) {
 EXPORT cuDeviceTotalMem_v2(size_t *bytes, int device) { FAIL_IF_TOLD; (void)device; *bytes = (size_t)1 << 34; return 0; }
 EXPORT cuDeviceGetAttribute(int *value, int attribute, int device) {
     FAIL_IF_TOLD;
-    /* CU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED */
-    *value = attribute == 86 && device == 1;
+    switch (attribute) {
+    case 75: *value = 9; break; /* CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, and MINOR */
+    case 76: *value = 0; break;
+    case 86: *value = device == 1; break; /* CU_DEVICE_ATTRIBUTE_HOST_NATIVE_ATOMIC_SUPPORTED */
+    default: return INVALID_VALUE;
+    }
     return 0;
 }
 EXPORT cuDevicePrimaryCtxRetain(void **context, int device) {
@@ -176,6 +255,21 @@ EXPORT cuMemHostGetDevicePointer_v2(uint64_t *device, void *pointer, unsigned fl
     FAIL_IF_TOLD;
     return no_context() ? INVALID_CONTEXT : flags ? INVALID_VALUE : find(device, pointer);
 }
+EXPORT cuModuleLoadData(void **module, const void *image) {
+    FAIL_IF_TOLD;
+    return no_context() ? INVALID_CONTEXT : load(module, image);
+}
+EXPORT cuModuleGetFunction(void **found, void *module, const char *name) {
+    FAIL_IF_TOLD;
+    return function(found, module, name);
+}
+EXPORT cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void *stream, void **parameters, void **extra) {
+    FAIL_IF_TOLD;
+    if (y != 1 || z != 1 || by != 1 || bz != 1 || shared || stream || extra) return INVALID_VALUE;
+    return no_context() ? INVALID_CONTEXT : launch(function, x * bx, parameters);
+}
+EXPORT cuCtxSynchronize(void) { FAIL_IF_TOLD; return no_context() ? INVALID_CONTEXT : synchronize(); }
 
 #else
 
@@ -212,5 +306,17 @@ EXPORT hipHostGetDevicePointer(void **device, void *pointer, unsigned flags) {
     *device = (void *)(uintptr_t)found;
     return result;
 }
+EXPORT hipModuleLoadData(void **module, const void *image) { FAIL_IF_TOLD; return load(module, image); }
+EXPORT hipModuleGetFunction(void **found, void *module, const char *name) {
+    FAIL_IF_TOLD;
+    return function(found, module, name);
+}
+EXPORT hipModuleLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned bx, unsigned by, unsigned bz,
+                             unsigned shared, void *stream, void **parameters, void **extra) {
+    FAIL_IF_TOLD;
+    if (y != 1 || z != 1 || by != 1 || bz != 1 || shared || stream || extra) return INVALID_VALUE;
+    return launch(function, x * bx, parameters);
+}
+EXPORT hipDeviceSynchronize(void) { FAIL_IF_TOLD; return synchronize(); }
 
 #endif

@@ -1,0 +1,142 @@
+//! What needs a device: kernels that use a live segment beside the host's threads.
+//!
+//! Where there is one, this runs it all there, and prints what was measured:
+//!
+//! ```text
+//! cargo test --release -p hshm-memory --features cuda,rocm --test device -- --ignored --nocapture on_a_real_device
+//! ```
+//!
+//! The kernels are compiled when they are needed, by the vendor's library for that (NVRTC or hiprtc;
+//! `HSHM_LIBNVRTC` and `HSHM_LIBHIPRTC` name others), or by clang (`CLANG`). Without a device the same runs on the doubles of
+//! the drivers' libraries, whose threads are the host's.
+
+#![cfg(all(unix, not(hshm_loom)))]
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod bench;
+mod compiler;
+#[path = "../gpu/doubles.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod doubles;
+mod gpu;
+mod scenarios;
+
+use std::env;
+use std::process::{Child, Command, Output, Stdio};
+
+use hshm_memory::gpu::GpuVendor;
+
+use self::compiler::RuntimeCompiler;
+use self::doubles::Double;
+use self::gpu::Gpu;
+
+/// For whose devices a process is to run the scenarios.
+const VENDOR: &str = "HSHM_TEST_VENDOR";
+/// The object of the segment in which a process's kernels are to work until it is killed.
+const VICTIM: &str = "HSHM_TEST_VICTIM";
+
+/// Prints what was measured.
+#[allow(clippy::print_stdout, reason = "whoever runs this by hand wants to see it")]
+fn say(gpu: &Gpu, what: &str) {
+    println!("{}: {what}", gpu.vendor);
+}
+
+/// This test in a process of its own: a driver, once loaded, is a process's for good.
+fn again(vendor: GpuVendor) -> Command {
+    let mut process = Command::new(env::current_exe().unwrap());
+    process.args(["kit", "--exact", "--ignored", "--nocapture"]);
+    process.env(VENDOR, vendor.to_string().to_lowercase());
+    process
+}
+
+#[test]
+#[ignore = "another test runs it, in a process of its own"]
+fn kit() {
+    let Ok(vendor) = env::var(VENDOR) else { return };
+    let gpu = Gpu::open(vendor.parse().unwrap()).unwrap();
+    if let Ok(object) = env::var(VICTIM) {
+        scenarios::victim(&gpu, &object);
+        return;
+    }
+    scenarios::attributes(&gpu);
+    scenarios::host_blocks(&gpu);
+    scenarios::shared_heap(&gpu);
+    scenarios::killed(&gpu, |object| victim(gpu.vendor, object));
+    scenarios::rate(&gpu);
+    scenarios::bandwidth(&gpu);
+    say(&gpu, "done");
+}
+
+fn victim(vendor: GpuVendor, object: &str) -> Child {
+    again(vendor).env(VICTIM, object).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn assert_done(vendor: GpuVendor, output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let is_done = output.status.success() && said.contains(&format!("{vendor}: done"));
+    assert!(is_done, "{said}{errors}");
+    said
+}
+
+#[test]
+fn kernels_use_the_segment_on_doubles_of_either_driver() {
+    for vendor in GpuVendor::ALL {
+        let library = doubles::library(vendor, Double::Whole);
+        let output = again(vendor).env(doubles::variable(vendor), library).output().unwrap();
+        assert_done(vendor, &output);
+    }
+}
+
+#[test]
+#[ignore = "needs a device"]
+#[allow(clippy::print_stdout, reason = "whoever runs this by hand wants to see it")]
+fn on_a_real_device() {
+    let mut found = 0;
+    for vendor in GpuVendor::ALL {
+        match hshm_memory::gpu::probe(vendor) {
+            Err(why) => println!("{vendor}: nothing runs: {why}"),
+            Ok(_) => {
+                found += 1;
+                let said = assert_done(vendor, &again(vendor).output().unwrap());
+                println!("{said}");
+            }
+        }
+    }
+    assert_ne!(found, 0, "this machine has no device; without --ignored the same runs on doubles");
+}
+
+/// What a device's code has to have of what crosses, and what it must not have.
+fn assert_what_crosses(code: &str) {
+    for instruction in ["ld.acquire.sys.b64", "st.release.sys.b64", "atom.acq_rel.gpu.cas.b64"] {
+        assert!(code.contains(instruction), "there is no {instruction}");
+    }
+    for line in code.lines() {
+        let modifies = ["atom.", "red."].iter().any(|word| line.trim_start().starts_with(word));
+        assert!(!(modifies && line.contains(".sys")), "both sides would modify a word: {line}");
+    }
+}
+
+#[test]
+#[ignore = "needs NVRTC: pip download nvidia-cuda-nvrtc, and HSHM_LIBNVRTC"]
+fn nvrtc_compiles_the_kernels_for_every_architecture() {
+    let compiler = RuntimeCompiler::find(GpuVendor::Cuda).unwrap();
+    for architecture in ["compute_75", "compute_80", "compute_90", "compute_100", "compute_120"] {
+        let code = compiler.compile(architecture).unwrap();
+        let code = String::from_utf8(code).unwrap();
+        assert_eq!(code.matches(".entry").count(), 8, "{architecture}");
+        assert_what_crosses(&code);
+    }
+    // A mistake is told, not swallowed.
+    assert!(compiler.compile("compute_1").unwrap_err().contains("compute_1"));
+}
+
+#[test]
+#[ignore = "needs hiprtc: apt-get install libamdhip64-5, and HSHM_LIBHIPRTC where it has another name"]
+fn hiprtc_compiles_the_kernels() {
+    let compiler = RuntimeCompiler::find(GpuVendor::Rocm).unwrap();
+    for architecture in ["gfx90a", "gfx1030"] {
+        let code = compiler.compile(architecture).unwrap();
+        assert!(code.starts_with(b"\x7fELF") || code.starts_with(b"__CLANG_OFFLOAD_BUNDLE__"));
+    }
+}
