@@ -4,7 +4,7 @@
  * addresses on the device that differ from the host's, so that a forgotten translation shows.
  *
  *   HSHM_DOUBLE_DEVICES   how many devices there are; 2 if not set
- *   HSHM_DOUBLE_FAIL      CALL=CODE: each such call fails with the code
+ *   HSHM_DOUBLE_FAIL      CALL=CODE: each such call fails with the code; CALL=CODE@N: those from the Nth on
  *   HSHM_DOUBLE_SCATTER   if set, each registration is elsewhere on the device
  *   HSHM_DOUBLE_CRASH     if set, the first call ends the process
  *   HSHM_DOUBLE_LOG       a file to which registrations and their ends are written
@@ -45,7 +45,10 @@ static int failure(const char *call) {
     if (getenv("HSHM_DOUBLE_CRASH")) abort();
     const char *set = getenv("HSHM_DOUBLE_FAIL");
     size_t len = strlen(call);
-    return set && !strncmp(set, call, len) && set[len] == '=' ? atoi(set + len + 1) : 0;
+    if (!set || strncmp(set, call, len) || set[len] != '=') return 0;
+    static int calls;
+    const char *from = strchr(set, '@');
+    return __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED) >= (from ? atoi(from + 1) : 1) ? atoi(set + len + 1) : 0;
 }
 
 static void note(const char *what, uintptr_t start, uintptr_t bytes, unsigned flags) {

@@ -50,7 +50,7 @@ fn on_doubles(scenario: &str, settings: &[(&str, &str)]) {
 }
 
 /// Fails each call of the one named, which CUDA and HIP have under different names.
-fn on_doubles_failing(scenario: &str, cuda: &str, hip: &str, code: i32) {
+fn on_doubles_failing(scenario: &str, cuda: &str, hip: &str, code: impl std::fmt::Display) {
     for (vendor, call) in [(GpuVendor::Cuda, cuda), (GpuVendor::Rocm, hip)] {
         let library = doubles::library(vendor, Double::Whole);
         let failure = format!("{call}={code}");
@@ -153,6 +153,34 @@ fn refused_registrations_are_told_by_their_numbers() {
     ] {
         on_doubles_failing(scenario, "cuMemHostRegister_v2", "hipHostRegister", code);
     }
+}
+
+#[test]
+fn a_driver_that_fails_on_the_way_leaves_nothing_registered() {
+    for (cuda, hip) in [
+        ("cuDeviceGetCount", "hipGetDeviceCount"),
+        ("cuDevicePrimaryCtxRetain", "hipGetDevice"),
+        ("cuCtxPushCurrent_v2", "hipSetDevice"),
+        ("cuMemHostRegister_v2", "hipHostRegister"),
+    ] {
+        on_doubles_failing("fails_on_the_way", cuda, hip, 999);
+    }
+}
+
+#[test]
+fn an_address_that_is_refused_leaves_the_registration() {
+    let (cuda, hip) = ("cuMemHostGetDevicePointer_v2", "hipHostGetDevicePointer");
+    on_doubles_failing("address_refused", cuda, hip, 1);
+}
+
+#[test]
+fn an_end_that_is_refused_is_told_once() {
+    on_doubles_failing("end_refused", "cuMemHostUnregister", "hipHostUnregister", 713);
+}
+
+#[test]
+fn what_was_added_and_is_refused_leaves_what_was_there() {
+    on_doubles_failing("growth_refused", "cuMemHostRegister_v2", "hipHostRegister", "2@2");
 }
 
 #[test]

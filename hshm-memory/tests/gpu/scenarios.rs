@@ -38,6 +38,10 @@ fn run_on<V: Vendor>(name: &str) {
         "registered_already" => refused::<V>(712, "registered already"),
         "not_supported" => refused::<V>(801, "attach without a device"),
         "unknown_code" => refused::<V>(4242, "a code that this release does not know"),
+        "fails_on_the_way" => fails_on_the_way::<V>(),
+        "address_refused" => address_refused::<V>(),
+        "end_refused" => end_refused::<V>(),
+        "growth_refused" => growth_refused::<V>(),
         "mapped_twice" => mapped_twice::<V>(),
         "initialise_803" => initialise_803::<V>(),
         "drop" => drop_ends_it::<V>(),
@@ -231,6 +235,47 @@ fn refused<V: Vendor>(expected: i32, words: &str) {
     assert!(call.contains("HostRegister"), "{error}");
     let said = error.to_string();
     assert!(said.contains(&expected.to_string()) && said.contains(words), "{said}");
+}
+
+fn refused_with(error: &BackendError, expected: i32) {
+    let BackendError::Gpu(GpuError::Refused { code, .. }) = error else { panic!("{error}") };
+    assert_eq!(*code, expected, "{error}");
+}
+
+fn fails_on_the_way<V: Vendor>() {
+    let error = register_error::<V>();
+    assert!(matches!(error, GpuError::Refused { code: 999, .. }), "{error}");
+    // And again, with nothing of the first time in the way.
+    let error = register_error::<V>();
+    assert!(error.to_string().contains("999 (unknown error)"), "{error}");
+}
+
+fn address_refused<V: Vendor>() {
+    let memory = memory::<V>();
+    memory.register(0).unwrap();
+    refused_with(&memory.device_address(0, 0, 8).unwrap_err(), 1);
+    refused_with(&memory.pieces(0).unwrap_err(), 1);
+    assert_eq!(memory.registration().unwrap().registered_bytes, MIB);
+    memory.unregister().unwrap();
+}
+
+fn end_refused<V: Vendor>() {
+    let memory = memory::<V>();
+    memory.register(0).unwrap();
+    refused_with(&memory.unregister().unwrap_err(), 713);
+    assert_eq!(memory.registration(), None);
+    memory.unregister().unwrap();
+}
+
+fn growth_refused<V: Vendor>() {
+    let memory = memory::<V>();
+    memory.register(0).unwrap();
+    memory.grow(2 * MIB).unwrap();
+    refused_with(&memory.register(0).unwrap_err(), 2);
+    refused_with(&memory.device_address(0, MIB, 8).unwrap_err(), 2);
+    // What was registered before goes on.
+    assert_eq!(memory.registration().unwrap().registered_bytes, MIB);
+    assert_eq!(memory.device_address(0, 0, 8).unwrap(), host(&memory) + SHIFT);
 }
 
 fn mapped_twice<V: Vendor>() {
