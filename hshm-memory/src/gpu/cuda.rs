@@ -6,13 +6,16 @@
 //! cudarc declares it, the compiler checks below.
 
 use std::ffi::{OsString, c_char, c_int, c_uint, c_void};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 use cudarc::driver::sys::{self, CUcontext, CUdevice, CUdeviceptr, CUresult};
 
 use super::driver::Driver;
 use super::error::code;
 use super::library::{DriverLibrary, Found, Status, done, text};
+use super::vmm::Vmm;
 use super::{DeviceInfo, GpuError, GpuVendor};
 
 const VENDOR: GpuVendor = GpuVendor::Cuda;
@@ -71,8 +74,11 @@ const _: () = assert!(size_of::<sys::CUdevice_attribute>() == size_of::<c_int>()
 
 #[derive(Debug)]
 struct CudaDriver {
+    library: DriverLibrary,
     api: Api,
     device_get_attribute: DeviceGetAttribute,
+    /// Looked up when first needed: an older driver serves without.
+    vmm: OnceLock<Vmm>,
 }
 
 /// The driver.
@@ -92,7 +98,7 @@ fn look() -> Result<CudaDriver, GpuError> {
     let device_get_attribute = unsafe { library.symbol("cuDeviceGetAttribute") }?;
     // SAFETY: [ffi] may be called at any time; 0 is the only flag.
     done(VENDOR, "cuInit", unsafe { (api.init)(0) })?;
-    Ok(CudaDriver { api, device_get_attribute })
+    Ok(CudaDriver { library, api, device_get_attribute, vmm: OnceLock::new() })
 }
 
 /// The library by its usual names.
@@ -132,11 +138,11 @@ impl CudaDriver {
     }
 
     /// Does `work` with the device's context as the thread's current one, and puts back what was.
-    fn within(
+    fn within<T>(
         &self,
         device: u32,
-        work: impl FnOnce() -> Result<(), GpuError>,
-    ) -> Result<(), GpuError> {
+        work: impl FnOnce() -> Result<T, GpuError>,
+    ) -> Result<T, GpuError> {
         let handle = self.handle(device)?;
         let mut context = ptr::null_mut();
         // SAFETY: [ffi] the device is one; the answer is stored in a local.
@@ -149,10 +155,29 @@ impl CudaDriver {
             let mut popped = ptr::null_mut();
             // SAFETY: [ffi] takes off what was put on above; the answer is stored in a local.
             let status = unsafe { (self.api.ctx_pop_current)(&raw mut popped) };
-            result.and(done(VENDOR, "cuCtxPopCurrent", status))
+            let popped = done(VENDOR, "cuCtxPopCurrent", status);
+            result.and_then(|found| popped.map(|()| found))
         });
         self.leave_handle(handle);
         result
+    }
+
+    /// Does `work` with the functions for the device's own memory, and its handle.
+    fn with_vmm<T>(
+        &self,
+        device: u32,
+        work: impl FnOnce(&Vmm, c_int) -> Result<T, GpuError>,
+    ) -> Result<T, GpuError> {
+        let vmm = match self.vmm.get() {
+            Some(vmm) => vmm,
+            None => {
+                // Of two that come at once, one finds its functions dropped: they are the same.
+                let found = Vmm::of(&self.library, true)?;
+                self.vmm.get_or_init(|| found)
+            }
+        };
+        let handle = self.handle(device)?;
+        self.within(device, || work(vmm, handle))
     }
 
     fn leave_handle(&self, handle: CUdevice) {
@@ -249,5 +274,22 @@ impl Driver for CudaDriver {
             done(VENDOR, "cuMemHostGetDevicePointer", status)
         })?;
         Ok(found)
+    }
+
+    fn create_memory(&self, device: u32, bytes: usize) -> Result<(OwnedFd, usize), GpuError> {
+        self.with_vmm(device, |vmm, ordinal| vmm.create(ordinal, bytes))
+    }
+
+    fn open_memory(
+        &self,
+        device: u32,
+        file: BorrowedFd<'_>,
+        bytes: usize,
+    ) -> Result<u64, GpuError> {
+        self.with_vmm(device, |vmm, ordinal| vmm.open(ordinal, file, bytes))
+    }
+
+    fn close_memory(&self, device: u32, address: u64, bytes: usize) -> Result<(), GpuError> {
+        self.with_vmm(device, |vmm, _| vmm.close(address, bytes))
     }
 }

@@ -1,6 +1,8 @@
 //! What is asked of a driver, whosever it is.
 
 use std::fmt;
+#[cfg(unix)]
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use super::{DeviceInfo, GpuError, GpuVendor};
@@ -39,6 +41,19 @@ pub(crate) trait Driver: Send + Sync + fmt::Debug {
 
     /// Where a device that was entered finds the registered byte at `address`.
     fn device_address(&self, device: u32, address: NonNull<u8>) -> Result<u64, GpuError>;
+
+    /// Takes memory of a device's own, at least `bytes` bytes: a descriptor that keeps it, and how long it is.
+    #[cfg(unix)]
+    fn create_memory(&self, device: u32, bytes: usize) -> Result<(OwnedFd, usize), GpuError>;
+
+    /// Maps such memory for a device that was entered, and says where.
+    #[cfg(unix)]
+    fn open_memory(&self, device: u32, file: BorrowedFd<'_>, bytes: usize)
+    -> Result<u64, GpuError>;
+
+    /// Ends what [`Driver::open_memory`] began, which nobody uses any more.
+    #[cfg(unix)]
+    fn close_memory(&self, device: u32, address: u64, bytes: usize) -> Result<(), GpuError>;
 }
 
 /// The driver of `vendor`, looked for and initialised when first asked for.

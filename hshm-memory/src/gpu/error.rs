@@ -14,7 +14,7 @@ pub(super) mod code {
     const INVALID_DEVICE: c_int = 101;
     const ALREADY_REGISTERED: c_int = 712;
     const NOT_REGISTERED: c_int = 713;
-    const NOT_SUPPORTED: c_int = 801;
+    pub(crate) const NOT_SUPPORTED: c_int = 801;
 
     /// What went wrong, as far as the number says.
     pub(super) const fn meaning(code: c_int) -> &'static str {
@@ -46,7 +46,7 @@ pub(super) mod code {
                 "; this process registered it through another mapping or library: unregister it there first"
             }
             NOT_SUPPORTED => {
-                "; this device or system cannot register the host's memory: attach without a device"
+                "; this device, system or release of the driver cannot do that: attach without a device"
             }
             803 => "; restart after the driver's update",
             _ => "",

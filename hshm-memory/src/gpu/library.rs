@@ -26,6 +26,10 @@ impl DriverLibrary {
         Self { vendor, library, file }
     }
 
+    pub(super) fn vendor(&self) -> GpuVendor {
+        self.vendor
+    }
+
     /// The library that `variable` names, if it names one.
     pub(super) fn named(
         vendor: GpuVendor,

@@ -15,6 +15,8 @@
 
 #[cfg(not(hshm_loom))]
 pub mod arena;
+#[cfg(unix)]
+mod buffer;
 #[cfg(all(unix, feature = "cuda"))]
 mod cuda;
 mod driver;
@@ -25,12 +27,16 @@ mod library;
 mod registration;
 #[cfg(all(unix, feature = "rocm"))]
 mod rocm;
+#[cfg(all(unix, any(feature = "cuda", feature = "rocm")))]
+mod vmm;
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+#[cfg(unix)]
+pub use self::buffer::DeviceBuffer;
 #[cfg(unix)]
 pub(crate) use self::driver::Driver;
 pub use self::error::GpuError;

@@ -4,11 +4,14 @@
 //! to check the declarations here, with the feature `rocm-check`, where HIP's headers are installed.
 
 use std::ffi::{OsString, c_char, c_int, c_uint, c_void};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
+use std::sync::OnceLock;
 
 use super::driver::Driver;
 use super::error::code;
 use super::library::{DriverLibrary, Found, Status, done, open, text};
+use super::vmm::Vmm;
 use super::{DeviceInfo, GpuError, GpuVendor};
 
 const VENDOR: GpuVendor = GpuVendor::Rocm;
@@ -21,6 +24,12 @@ const NAMES: [&str; 4] =
 /// `hipHostRegisterPortable` and `hipHostRegisterMapped`. Flag 8 means one thing in older releases and
 /// another in newer ones, and is never passed.
 const REGISTER_FLAGS: c_uint = 1 | 2;
+
+/// The release from which on its structures for a device's own memory are CUDA's.
+const HIP_6: c_int = 60_000_000;
+/// And that from which on it takes a descriptor by its value, as CUDA does. Before, it takes the address of one:
+/// PyTorch's `CUDASymmetricMemory.cu` tells the two apart so.
+const HIP_7_1: c_int = 70_100_000;
 
 macro_rules! functions {
     ($($field:ident = $symbol:ident($($argument:ty),*);)*) => {
@@ -64,7 +73,10 @@ functions! {
 
 #[derive(Debug)]
 struct RocmDriver {
+    library: DriverLibrary,
     api: Api,
+    /// Looked up when first needed: an older driver serves without.
+    vmm: OnceLock<Vmm>,
 }
 
 /// The driver.
@@ -82,7 +94,7 @@ fn look() -> Result<RocmDriver, GpuError> {
     let api = Api::of(&library)?;
     // SAFETY: [ffi] may be called at any time; 0 is the only flag.
     done(VENDOR, "hipInit", unsafe { (api.init)(0) })?;
-    Ok(RocmDriver { api })
+    Ok(RocmDriver { library, api, vmm: OnceLock::new() })
 }
 
 /// The library by the first of its usual names that there is.
@@ -99,6 +111,29 @@ fn usual() -> Result<DriverLibrary, GpuError> {
 }
 
 impl RocmDriver {
+    /// Its version: the first number times ten million, the second times a hundred thousand, and builds.
+    fn number(&self) -> Result<c_int, GpuError> {
+        let mut version = 0;
+        // SAFETY: [ffi] the answer is stored in a local.
+        let status = unsafe { (self.api.runtime_get_version)(&raw mut version) };
+        done(VENDOR, "hipRuntimeGetVersion", status)?;
+        Ok(version)
+    }
+
+    fn vmm(&self) -> Result<&Vmm, GpuError> {
+        if let Some(vmm) = self.vmm.get() {
+            return Ok(vmm);
+        }
+        let version = self.number()?;
+        if version < HIP_6 {
+            // Its structures are laid out differently.
+            let (call, code) = ("hipMemCreate", code::NOT_SUPPORTED);
+            return Err(GpuError::Refused { vendor: VENDOR, call, code });
+        }
+        let found = Vmm::of(&self.library, version >= HIP_7_1)?;
+        Ok(self.vmm.get_or_init(|| found))
+    }
+
     fn ordinal(&self, device: u32) -> Result<c_int, GpuError> {
         let count = self.device_count()?;
         let none = GpuError::NoSuchDevice { vendor: VENDOR, device, count };
@@ -106,11 +141,11 @@ impl RocmDriver {
     }
 
     /// Does `work` with the device as the thread's current one, and puts back what was.
-    fn within(
+    fn within<T>(
         &self,
         device: u32,
-        work: impl FnOnce() -> Result<(), GpuError>,
-    ) -> Result<(), GpuError> {
+        work: impl FnOnce() -> Result<T, GpuError>,
+    ) -> Result<T, GpuError> {
         let ordinal = self.ordinal(device)?;
         let mut before = 0;
         // SAFETY: [ffi] the answer is stored in a local.
@@ -118,7 +153,21 @@ impl RocmDriver {
         done(VENDOR, "hipGetDevice", status)?;
         self.select(ordinal)?;
         let result = work();
-        if before == ordinal { result } else { result.and(self.select(before)) }
+        if before == ordinal {
+            return result;
+        }
+        let back = self.select(before);
+        result.and_then(|found| back.map(|()| found))
+    }
+
+    /// Does `work` with the functions for the device's own memory, and its number.
+    fn with_vmm<T>(
+        &self,
+        device: u32,
+        work: impl FnOnce(&Vmm, c_int) -> Result<T, GpuError>,
+    ) -> Result<T, GpuError> {
+        let (vmm, ordinal) = (self.vmm()?, self.ordinal(device)?);
+        self.within(device, || work(vmm, ordinal))
     }
 
     fn select(&self, ordinal: c_int) -> Result<(), GpuError> {
@@ -129,11 +178,7 @@ impl RocmDriver {
 
 impl Driver for RocmDriver {
     fn version(&self) -> Result<String, GpuError> {
-        let mut version = 0;
-        // SAFETY: [ffi] the answer is stored in a local.
-        let status = unsafe { (self.api.runtime_get_version)(&raw mut version) };
-        done(VENDOR, "hipRuntimeGetVersion", status)?;
-        // Seven digits for the first number, two for the second, five for a count of builds.
+        let version = self.number()?;
         Ok(format!("{}.{}", version / 10_000_000, version / 100_000 % 100))
     }
 
@@ -200,5 +245,22 @@ impl Driver for RocmDriver {
             done(VENDOR, "hipHostGetDevicePointer", status)
         })?;
         Ok(found.addr() as u64)
+    }
+
+    fn create_memory(&self, device: u32, bytes: usize) -> Result<(OwnedFd, usize), GpuError> {
+        self.with_vmm(device, |vmm, ordinal| vmm.create(ordinal, bytes))
+    }
+
+    fn open_memory(
+        &self,
+        device: u32,
+        file: BorrowedFd<'_>,
+        bytes: usize,
+    ) -> Result<u64, GpuError> {
+        self.with_vmm(device, |vmm, ordinal| vmm.open(ordinal, file, bytes))
+    }
+
+    fn close_memory(&self, device: u32, address: u64, bytes: usize) -> Result<(), GpuError> {
+        self.with_vmm(device, |vmm, _| vmm.close(address, bytes))
     }
 }

@@ -19,9 +19,11 @@ mod compiler;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod doubles;
 mod gpu;
+mod own;
 mod scenarios;
 
 use std::env;
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, Output, Stdio};
 
 use hshm_memory::gpu::GpuVendor;
@@ -34,6 +36,9 @@ use self::gpu::Gpu;
 const VENDOR: &str = "HSHM_TEST_VENDOR";
 /// The object of the segment in which a process's kernels are to work until it is killed.
 const VICTIM: &str = "HSHM_TEST_VICTIM";
+
+/// Set for a process that makes memory on the device, and passes it on.
+const MAKER: &str = "HSHM_TEST_MAKER";
 
 /// Prints what was measured.
 #[allow(clippy::print_stdout, reason = "whoever runs this by hand wants to see it")]
@@ -58,10 +63,15 @@ fn kit() {
         scenarios::victim(&gpu, &object);
         return;
     }
+    if env::var_os(MAKER).is_some() {
+        own::maker(&gpu);
+        return;
+    }
     scenarios::attributes(&gpu);
     scenarios::host_blocks(&gpu);
     scenarios::shared_heap(&gpu);
     scenarios::killed(&gpu, |object| victim(gpu.vendor, object));
+    own::passed(&gpu, |socket| maker(gpu.vendor, socket));
     scenarios::rate(&gpu);
     scenarios::bandwidth(&gpu);
     say(&gpu, "done");
@@ -69,6 +79,10 @@ fn kit() {
 
 fn victim(vendor: GpuVendor, object: &str) -> Child {
     again(vendor).env(VICTIM, object).stdout(Stdio::null()).spawn().unwrap()
+}
+
+fn maker(vendor: GpuVendor, socket: OwnedFd) -> Child {
+    again(vendor).env(MAKER, "1").stdin(socket).stdout(Stdio::null()).spawn().unwrap()
 }
 
 fn assert_done(vendor: GpuVendor, output: &Output) -> String {

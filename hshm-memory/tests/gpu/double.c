@@ -1,5 +1,6 @@
 /* Stands in for a driver's library in tests: NVIDIA's if compiled with -DCUDA, AMD's HIP otherwise.
  *
+ * A device's own memory is a memory file, which a descriptor passes to other processes as with the real ones.
  * It keeps a table of what is registered, insists on a current context where the real one does, and gives
  * addresses on the device that differ from the host's, so that a forgotten translation shows.
  *
@@ -7,6 +8,7 @@
  *   HSHM_DOUBLE_FAIL      CALL=CODE: each such call fails with the code; CALL=CODE@N: those from the Nth on
  *   HSHM_DOUBLE_SCATTER   if set, each registration is elsewhere on the device
  *   HSHM_DOUBLE_CRASH     if set, the first call ends the process
+ *   HSHM_DOUBLE_HIP       the release of HIP, as it counts them
  *   HSHM_DOUBLE_LOG       a file to which registrations and their ends are written
  *
  * An image of kernels is the path of a shared library here, with its final zero, and a kernel runs on as many threads
@@ -14,13 +16,17 @@
  *
  * -DLACKS_UNREGISTER leaves a function out.
  */
+#define _GNU_SOURCE
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -105,6 +111,109 @@ static int find(uint64_t *found, void *pointer) {
     return result;
 }
 
+/* ---- A device's own memory ---- */
+
+struct properties { int kind, handles, location_kind, location; void *win32; unsigned char flags[8]; };
+struct access { int location_kind, location, flags; };
+enum { UNIT = 2 << 20 };
+
+/* Ranges that were reserved; mapped, and then with access. Their addresses on the device are shifted too. */
+static struct { uintptr_t start, end; int mapped, access; } own[MOST];
+
+static int is_wrong(const struct properties *p) {
+    return p->kind != 1 || p->handles != 1 || p->location_kind != 1 || p->location < 0 || p->location >= devices() || p->win32;
+}
+static int own_granularity(size_t *unit, const struct properties *p) { *unit = UNIT; return is_wrong(p) ? INVALID_VALUE : 0; }
+static int own_create(uint64_t *handle, size_t bytes, const struct properties *p) {
+    if (is_wrong(p) || !bytes || bytes % UNIT) return INVALID_VALUE;
+    int file = memfd_create("device-memory", MFD_CLOEXEC);
+    if (file < 0 || bytes > (size_t)1 << 34 || ftruncate(file, (off_t)bytes)) {
+        if (file >= 0) close(file);
+        return OUT_OF_MEMORY;
+    }
+    *handle = (uint64_t)file + 1;
+    note("create", (uintptr_t)file, bytes, 0);
+    return 0;
+}
+static int own_release(uint64_t handle) {
+    note("release-memory", (uintptr_t)handle - 1, 0, 0);
+    return close((int)handle - 1) ? INVALID_VALUE : 0;
+}
+static int own_copy(int file) { return fcntl(file, F_DUPFD_CLOEXEC, 0); }
+static int own_export(int *file, uint64_t handle, int kind) {
+    *file = kind == 1 ? own_copy((int)handle - 1) : -1;
+    return *file < 0 ? INVALID_VALUE : 0;
+}
+static int own_import(uint64_t *handle, int file, int kind) {
+    /* What is no memory file is none of the driver's. */
+    int copy = kind == 1 && fcntl(file, F_GET_SEALS) >= 0 ? own_copy(file) : -1;
+    *handle = (uint64_t)copy + 1;
+    return copy < 0 ? INVALID_VALUE : 0;
+}
+static int own_reserve(uint64_t *address, size_t bytes) {
+    void *found = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    int result = found == MAP_FAILED || bytes % UNIT ? INVALID_VALUE : OUT_OF_MEMORY;
+    pthread_mutex_lock(&lock);
+    for (int i = 0; i < MOST && result == OUT_OF_MEMORY; i++)
+        if (!own[i].end) {
+            own[i].start = (uintptr_t)found;
+            own[i].end = own[i].start + bytes;
+            own[i].mapped = own[i].access = 0;
+            *address = own[i].start + SHIFT;
+            result = 0;
+        }
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+/* The whole range that begins there and is that long; -1 if there is none. */
+static int own_find(uint64_t address, size_t bytes) {
+    for (int i = 0; i < MOST; i++)
+        if (own[i].end && own[i].start + SHIFT == address && own[i].end - own[i].start == bytes) return i;
+    return -1;
+}
+static int own_map(uint64_t address, size_t bytes, size_t offset, uint64_t handle) {
+    struct stat found;
+    pthread_mutex_lock(&lock);
+    int at = own_find(address, bytes), result = INVALID_VALUE;
+    if (at >= 0 && !own[at].mapped && !fstat((int)handle - 1, &found) && offset + bytes <= (size_t)found.st_size) {
+        void *place = (void *)own[at].start;
+        int flags = MAP_SHARED | MAP_FIXED;
+        result = mmap(place, bytes, PROT_READ | PROT_WRITE, flags, (int)handle - 1, (off_t)offset) == place ? 0 : OUT_OF_MEMORY;
+        own[at].mapped = !result;
+    }
+    pthread_mutex_unlock(&lock);
+    if (!result) note("map", (uintptr_t)address, bytes, 0);
+    return result;
+}
+static int own_access(uint64_t address, size_t bytes, const struct access *access, size_t count) {
+    if (count != 1 || access->location_kind != 1 || access->flags != 3) return INVALID_VALUE;
+    pthread_mutex_lock(&lock);
+    int at = own_find(address, bytes), result = at >= 0 && own[at].mapped ? 0 : INVALID_VALUE;
+    if (!result) own[at].access = 1;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+static int own_unmap(uint64_t address, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int at = own_find(address, bytes), result = at >= 0 && own[at].mapped ? 0 : INVALID_VALUE;
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    if (!result) mmap((void *)own[at].start, bytes, PROT_NONE, flags, -1, 0);
+    if (!result) own[at].mapped = own[at].access = 0;
+    pthread_mutex_unlock(&lock);
+    if (!result) note("unmap", (uintptr_t)address, bytes, 0);
+    return result;
+}
+static int own_unreserve(uint64_t address, size_t bytes) {
+    pthread_mutex_lock(&lock);
+    int at = own_find(address, bytes), result = at >= 0 && !own[at].mapped ? 0 : INVALID_VALUE;
+    if (!result) munmap((void *)own[at].start, bytes);
+    if (!result) own[at].end = 0;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
+
+/* ---- Kernels ---- */
+
 /* Where the host's threads find what kernels know by this address; 0 if nowhere. */
 static uint64_t translate(uint64_t device) {
     uint64_t result = 0;
@@ -112,6 +221,8 @@ static uint64_t translate(uint64_t device) {
     for (int i = 0; i < MOST; i++)
         if (table[i].end && table[i].start + table[i].shift <= device && device < table[i].end + table[i].shift)
             result = device - table[i].shift;
+    for (int i = 0; i < MOST; i++)
+        if (own[i].access && own[i].start + SHIFT <= device && device < own[i].end + SHIFT) result = device - SHIFT;
     pthread_mutex_unlock(&lock);
     return result;
 }
@@ -273,6 +384,37 @@ EXPORT cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsign
     return no_context() ? INVALID_CONTEXT : launch(function, x * bx, parameters);
 }
 EXPORT cuCtxSynchronize(void) { FAIL_IF_TOLD; return no_context() ? INVALID_CONTEXT : synchronize(); }
+EXPORT cuMemGetAllocationGranularity(size_t *unit, const struct properties *p, int option) {
+    FAIL_IF_TOLD;
+    return option ? INVALID_VALUE : own_granularity(unit, p);
+}
+EXPORT cuMemCreate(uint64_t *handle, size_t bytes, const struct properties *p, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_create(handle, bytes, p);
+}
+EXPORT cuMemRelease(uint64_t handle) { FAIL_IF_TOLD; return own_release(handle); }
+EXPORT cuMemExportToShareableHandle(int *file, uint64_t handle, int kind, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_export(file, handle, kind);
+}
+EXPORT cuMemImportFromShareableHandle(uint64_t *handle, void *file, int kind) {
+    FAIL_IF_TOLD;
+    return own_import(handle, (int)(intptr_t)file, kind);
+}
+EXPORT cuMemAddressReserve(uint64_t *address, size_t bytes, size_t alignment, uint64_t wanted, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return alignment || wanted || flags ? INVALID_VALUE : own_reserve(address, bytes);
+}
+EXPORT cuMemAddressFree(uint64_t address, size_t bytes) { FAIL_IF_TOLD; return own_unreserve(address, bytes); }
+EXPORT cuMemMap(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_map(address, bytes, offset, handle);
+}
+EXPORT cuMemUnmap(uint64_t address, size_t bytes) { FAIL_IF_TOLD; return own_unmap(address, bytes); }
+EXPORT cuMemSetAccess(uint64_t address, size_t bytes, const struct access *access, size_t count) {
+    FAIL_IF_TOLD;
+    return no_context() ? INVALID_CONTEXT : own_access(address, bytes, access, count);
+}
 
 #else
 
@@ -283,7 +425,11 @@ EXPORT hipInit(unsigned flags) {
     initialised = 1;
     return flags ? INVALID_VALUE : devices() ? 0 : INVALID_DEVICE;
 }
-EXPORT hipRuntimeGetVersion(int *version) { FAIL_IF_TOLD; *version = 60342134; return 0; }
+static int version(void) {
+    const char *set = getenv("HSHM_DOUBLE_HIP");
+    return set ? atoi(set) : 60342134;
+}
+EXPORT hipRuntimeGetVersion(int *found) { FAIL_IF_TOLD; *found = version(); return 0; }
 EXPORT hipGetDeviceCount(int *number) { return count(number, __func__); }
 EXPORT hipGetDevice(int *device) { FAIL_IF_TOLD; *device = current; return 0; }
 EXPORT hipSetDevice(int device) {
@@ -321,5 +467,37 @@ EXPORT hipModuleLaunchKernel(void *function, unsigned x, unsigned y, unsigned z,
     return launch(function, x * bx, parameters);
 }
 EXPORT hipDeviceSynchronize(void) { FAIL_IF_TOLD; return synchronize(); }
+/* Before 7.1 a descriptor is passed by its address. */
+EXPORT hipMemGetAllocationGranularity(size_t *unit, const struct properties *p, int option) {
+    FAIL_IF_TOLD;
+    return option ? INVALID_VALUE : own_granularity(unit, p);
+}
+EXPORT hipMemCreate(uint64_t *handle, size_t bytes, const struct properties *p, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_create(handle, bytes, p);
+}
+EXPORT hipMemRelease(uint64_t handle) { FAIL_IF_TOLD; return own_release(handle); }
+EXPORT hipMemExportToShareableHandle(int *file, uint64_t handle, int kind, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_export(file, handle, kind);
+}
+EXPORT hipMemImportFromShareableHandle(uint64_t *handle, void *file, int kind) {
+    FAIL_IF_TOLD;
+    return own_import(handle, version() < 70100000 ? *(int *)file : (int)(intptr_t)file, kind);
+}
+EXPORT hipMemAddressReserve(uint64_t *address, size_t bytes, size_t alignment, uint64_t wanted, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return alignment || wanted || flags ? INVALID_VALUE : own_reserve(address, bytes);
+}
+EXPORT hipMemAddressFree(uint64_t address, size_t bytes) { FAIL_IF_TOLD; return own_unreserve(address, bytes); }
+EXPORT hipMemMap(uint64_t address, size_t bytes, size_t offset, uint64_t handle, uint64_t flags) {
+    FAIL_IF_TOLD;
+    return flags ? INVALID_VALUE : own_map(address, bytes, offset, handle);
+}
+EXPORT hipMemUnmap(uint64_t address, size_t bytes) { FAIL_IF_TOLD; return own_unmap(address, bytes); }
+EXPORT hipMemSetAccess(uint64_t address, size_t bytes, const struct access *access, size_t count) {
+    FAIL_IF_TOLD;
+    return own_access(address, bytes, access, count);
+}
 
 #endif

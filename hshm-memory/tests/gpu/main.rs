@@ -168,6 +168,59 @@ fn a_driver_that_fails_on_the_way_leaves_nothing_registered() {
 }
 
 #[test]
+fn a_devices_own_memory_is_mapped_by_whoever_has_a_descriptor() {
+    on_doubles("own_memory", &[]);
+}
+
+#[test]
+fn a_devices_own_memory_that_cannot_be_had_leaves_nothing() {
+    for call in [
+        "MemGetAllocationGranularity",
+        "MemCreate",
+        "MemExportToShareableHandle",
+        "MemImportFromShareableHandle",
+        "MemAddressReserve",
+        "MemMap",
+        "MemSetAccess",
+    ] {
+        for vendor in GpuVendor::ALL {
+            let folder = tempfile::tempdir().unwrap();
+            let log = folder.path().join("log");
+            let library = doubles::library(vendor, Double::Whole);
+            let prefix = if vendor == GpuVendor::Cuda { "cu" } else { "hip" };
+            let failure = format!("{prefix}{call}=2");
+            let settings = [
+                ("HSHM_DOUBLE_FAIL", failure.as_str()),
+                ("HSHM_DOUBLE_LOG", log.to_str().unwrap()),
+                (doubles::variable(vendor), library.to_str().unwrap()),
+            ];
+            assert_done("own_memory_refused", vendor, &settings);
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let of = |word: &str| {
+                log.lines().filter(|line| line.split(' ').next() == Some(word)).count()
+            };
+            // What was imported is released as well.
+            let imported =
+                usize::from(["MemAddressReserve", "MemMap", "MemSetAccess"].contains(&call));
+            assert_eq!(of("release-memory"), of("create") + imported, "{call}: {log}");
+            assert_eq!(of("map"), of("unmap"), "{call}: {log}");
+        }
+    }
+}
+
+#[test]
+fn a_release_that_cannot_share_a_devices_own_memory_says_so() {
+    let rocm = GpuVendor::Rocm;
+    let library = doubles::library(rocm, Double::Whole);
+    let settings =
+        [("HSHM_DOUBLE_HIP", "50221153"), (doubles::variable(rocm), library.to_str().unwrap())];
+    assert_done("own_memory_too_old", rocm, &settings);
+    // And one that takes descriptors by their value.
+    let settings = [("HSHM_DOUBLE_HIP", "70151831"), settings[1]];
+    assert_done("own_memory", rocm, &settings);
+}
+
+#[test]
 fn an_address_that_is_refused_leaves_the_registration() {
     let (cuda, hip) = ("cuMemHostGetDevicePointer_v2", "hipHostGetDevicePointer");
     on_doubles_failing("address_refused", cuda, hip, 1);

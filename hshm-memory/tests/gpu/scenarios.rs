@@ -5,7 +5,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 
 use hshm_memory::backend::{Cuda, DeviceShmMmap, Rocm, Vendor};
-use hshm_memory::gpu::{self, DeviceMemory, DevicePiece, GpuError, GpuVendor};
+use hshm_memory::gpu::{self, DeviceBuffer, DeviceMemory, DevicePiece, GpuError, GpuVendor};
 use hshm_memory::{
     AllocatorId, Backend, BackendError, BackendKind, InitBackend, InitOptions, ThreadLocalAllocator,
 };
@@ -38,6 +38,9 @@ fn run_on<V: Vendor>(name: &str) {
         "registered_already" => refused::<V>(712, "registered already"),
         "not_supported" => refused::<V>(801, "attach without a device"),
         "unknown_code" => refused::<V>(4242, "a code that this release does not know"),
+        "own_memory" => own_memory(V::VENDOR),
+        "own_memory_refused" => own_memory_refused(V::VENDOR),
+        "own_memory_too_old" => own_memory_too_old(V::VENDOR),
         "fails_on_the_way" => fails_on_the_way::<V>(),
         "address_refused" => address_refused::<V>(),
         "end_refused" => end_refused::<V>(),
@@ -276,6 +279,54 @@ fn growth_refused<V: Vendor>() {
     // What was registered before goes on.
     assert_eq!(memory.registration().unwrap().registered_bytes, MIB);
     assert_eq!(memory.device_address(0, 0, 8).unwrap(), host(&memory) + SHIFT);
+}
+
+fn own_memory(vendor: GpuVendor) {
+    const UNIT: u64 = 2 * MIB;
+    let first = DeviceBuffer::create(vendor, 1, UNIT + 1).unwrap();
+    assert_eq!((first.vendor(), first.device(), first.bytes()), (vendor, 1, 2 * UNIT));
+    assert!(first.address() > SHIFT);
+    assert_eq!(first.device_address(8, 16), Some(first.address() + 8));
+    assert_eq!(first.device_address(2 * UNIT, 0), Some(first.address() + 2 * UNIT));
+    for (offset, len) in [(2 * UNIT, 1), (0, 2 * UNIT + 1), (u64::MAX, 2)] {
+        assert_eq!(first.device_address(offset, len), None);
+    }
+    let copy = || first.fd().try_clone_to_owned().unwrap();
+    let second = DeviceBuffer::from_fd(vendor, 0, copy(), 2 * UNIT).unwrap();
+    assert_ne!(first.address(), second.address());
+    // Longer than it is, or no memory of a device's at all.
+    let longer = DeviceBuffer::from_fd(vendor, 0, copy(), 4 * UNIT).unwrap_err();
+    assert!(matches!(longer, GpuError::Refused { .. }), "{longer}");
+    let other = std::fs::File::open("/dev/null").unwrap();
+    let refused = DeviceBuffer::from_fd(vendor, 0, other.into(), UNIT).unwrap_err();
+    assert!(matches!(refused, GpuError::Refused { .. }), "{refused}");
+    let beyond = DeviceBuffer::create(vendor, 2, UNIT).unwrap_err();
+    assert!(matches!(beyond, GpuError::NoSuchDevice { count: 2, .. }), "{beyond}");
+    let huge = DeviceBuffer::create(vendor, 0, 1 << 40).unwrap_err();
+    assert!(matches!(huge, GpuError::Refused { code: 2, .. }), "{huge}");
+    in_child(false, || {
+        let forked = DeviceBuffer::from_fd(vendor, 0, copy(), UNIT).unwrap_err();
+        assert!(matches!(forked, GpuError::Forked { .. }), "{forked}");
+        // The parent's is the parent's to end.
+        drop(second);
+    });
+    let file = copy();
+    drop(first);
+    // The descriptor keeps it.
+    DeviceBuffer::from_fd(vendor, 0, file, 2 * UNIT).unwrap();
+}
+
+fn own_memory_refused(vendor: GpuVendor) {
+    let error = DeviceBuffer::create(vendor, 0, MIB).unwrap_err();
+    assert!(matches!(error, GpuError::Refused { code: 2, .. }), "{error}");
+    assert!(error.to_string().contains("out of memory"), "{error}");
+}
+
+fn own_memory_too_old(vendor: GpuVendor) {
+    let error = DeviceBuffer::create(vendor, 0, MIB).unwrap_err();
+    assert!(matches!(error, GpuError::Refused { code: 801, .. }), "{error}");
+    // What is registered needs no newer one.
+    memory::<Rocm>().register(0).unwrap();
 }
 
 fn mapped_twice<V: Vendor>() {
