@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         ["exchange-as-client", name, socket, side] => {
             exchange_as_client(name, socket, number(side))
         }
+        ["exchange-and-tell", name, socket, side] => exchange_and_tell(name, socket, number(side)),
         ["call-as-client", name, socket] => call_as_client(name, socket),
         ["send", name, sender, count] => {
             traffic::send(&attach_as_told(name), number(sender), number(count));
@@ -78,6 +79,17 @@ fn exchange_as_client(name: &str, socket: &str, side: u64) {
     let count = shared_word(&segment, OffsetPointer::new(place));
     say("at work");
     exchange::run(&segment, side, u64::MAX, |received| count.store(received, Ordering::Relaxed));
+}
+
+/// Exchanges blocks with another until it is killed, and says now and then how many it has received.
+fn exchange_and_tell(name: &str, socket: &str, side: u64) {
+    let mut said = 0;
+    exchange::run(&attach_by_daemon(name, socket), side, u64::MAX, |received| {
+        if received - said >= 10_000 {
+            say(&received.to_string());
+            said = received;
+        }
+    });
 }
 
 /// Puts some blocks there and takes them back.
