@@ -88,7 +88,12 @@ pub(super) enum Leave {
 pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> (RecoveryReport, bool) {
     let mut report = RecoveryReport::default();
     for class in 0..CLASSES {
-        save_bin(view, id, class);
+        if let Some(page) = save_bin(view, id, class)
+            && leave == Leave::Mended
+        {
+            mend(&page);
+        }
+        empty_bin(view, id, class);
     }
     // What is freed with its page needs no list.
     if leave != Leave::Freed && !drain_all(view, id, leave == Leave::Mended) {
@@ -132,33 +137,42 @@ pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> (RecoveryReport, boo
     (report, true)
 }
 
-/// Gives the blocks of a bin back to their page.
-pub(super) fn save_bin(view: &View, id: u32, class: usize) {
+/// Gives the blocks of a bin, which keeps naming them, back to their page. Returns it if it is the
+/// slot's.
+fn save_bin(view: &View, id: u32, class: usize) -> Option<Page<'_>> {
     let slot = view.slot(id);
-    let bin = view.bin(slot, class);
     let list = view.bin_list(slot, class);
     if list.is_empty() {
-        return;
+        return None;
     }
     let page = view.page_of(list.first()).map(|(unit, tag)| Page::new(view, unit, tag));
-    if let Some(page) = page.filter(|page| page.tag == Tag::page(id, class)) {
-        let descriptor = page.descriptor();
-        // Where the holder died while loading, one list stands in two places.
-        if page.local() == list {
-            descriptor.local.store(0, Ordering::Release);
-        }
-        let mut remote = Met::new();
-        let _ = remote.follow(&page, page.remote().to_list(page.start()));
-        let still_remote = page.index_of(list.first()).is_some_and(|index| remote.contains(index));
-        if !still_remote {
-            descriptor.free.store(list.0, Ordering::Release);
-            // Died here: both name one list; whoever goes on stores the same again.
-            crate::crash_point!("page.saved");
-            let loaded = &slot.counters.loaded;
-            super::refill::sub(loaded, list.count().into());
-        }
+    let page = page.filter(|page| page.tag == Tag::page(id, class))?;
+    let descriptor = page.descriptor();
+    // Where the holder died while loading, one list stands in two places.
+    if page.local() == list {
+        descriptor.local.store(0, Ordering::Release);
     }
-    bin.store(0, Ordering::Release);
+    let mut remote = Met::new();
+    let _ = remote.follow(&page, page.remote().to_list(page.start()));
+    let still_remote = page.index_of(list.first()).is_some_and(|index| remote.contains(index));
+    if !still_remote {
+        descriptor.free.store(list.0, Ordering::Release);
+        // Died here: both name one list; whoever goes on stores the same again.
+        crate::crash_point!("page.saved");
+        let loaded = &slot.counters.loaded;
+        super::refill::sub(loaded, list.count().into());
+    }
+    Some(page)
+}
+
+fn empty_bin(view: &View, id: u32, class: usize) {
+    view.bin(view.slot(id), class).store(0, Ordering::Release);
+}
+
+/// Gives the blocks of a bin, whose page needs no mending or gets it otherwise, back to it.
+pub(super) fn give_up_bin(view: &View, id: u32, class: usize) {
+    let _ = save_bin(view, id, class);
+    empty_bin(view, id, class);
 }
 
 /// Frees a unit that the slot had claimed, and the bodies of the page that it was becoming.
@@ -180,9 +194,6 @@ fn leave_page(page: Page<'_>, leave: Leave, report: &mut RecoveryReport) {
         report.pages_freed += 1;
         return;
     }
-    if leave == Leave::Mended {
-        mend(&page);
-    }
     let mut page = page;
     loop {
         if page.is_wholly_free() {
@@ -203,7 +214,9 @@ fn leave_page(page: Page<'_>, leave: Leave, report: &mut RecoveryReport) {
     }
 }
 
-/// Makes the lists and the carved count of a dead owner's page agree.
+/// Makes the lists and the carved count of a dead owner's page agree. They may not if the owner was
+/// carving blocks when it died, and then its bin names the page: of other pages no list is looked
+/// through, which would bring the memory of all of them into this process.
 fn mend(page: &Page<'_>) {
     let descriptor = page.descriptor();
     let mut met = Met::new();

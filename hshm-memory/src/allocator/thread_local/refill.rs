@@ -170,7 +170,7 @@ impl Heap {
             return;
         }
         if let Some((unit, tag)) = self.view.page_of(list.first()) {
-            recover::save_bin(&self.view, self.id, oldest as usize);
+            recover::give_up_bin(&self.view, self.id, oldest as usize);
             if tag == Tag::page(self.id, oldest as usize) {
                 self.settle(Page::new(&self.view, unit, tag));
             }

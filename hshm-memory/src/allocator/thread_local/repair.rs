@@ -120,7 +120,7 @@ impl Repair<'_> {
         }
         for &id in self.used.iter().chain([&heir]) {
             for class in 0..CLASSES {
-                recover::save_bin(view, id, class);
+                recover::give_up_bin(view, id, class);
             }
         }
         self.for_each_unit(|repair, unit, tag| {
