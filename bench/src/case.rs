@@ -175,7 +175,7 @@ impl Case {
         if self.size > 0 {
             words.push(human_bytes(self.size));
         }
-        if self.order != Order::Plain {
+        if self.order != Order::Plain && self.workload != Workload::Control {
             words.push(format!("{:?}", self.order).to_lowercase());
         }
         if self.workload == Workload::Control {

@@ -5,6 +5,7 @@ mod board;
 mod case;
 mod cli;
 mod clock;
+mod daemon;
 mod plot;
 mod random;
 mod report;

@@ -2,6 +2,7 @@
 
 pub(crate) mod attach;
 pub(crate) mod batch;
+mod control;
 pub(crate) mod large;
 pub(crate) mod larson;
 pub(crate) mod mixed;
@@ -14,7 +15,7 @@ use std::time::Duration;
 
 use crate::allocator::Heap;
 use crate::board::Board;
-use crate::case::{Case, Measurement, Workload};
+use crate::case::{Case, Measurement, Order, Workload};
 use crate::random::Random;
 use crate::team::{self, Job};
 
@@ -29,19 +30,24 @@ pub(crate) struct Seat<'a, H> {
 
 /// Measures the job's case as its first process.
 pub(crate) fn measure<H: Heap>(job: &Job) -> Result<Measurement, String> {
-    let setup = job.setup();
-    let heap = H::create(&setup)?;
+    if job.case.workload == Workload::Control {
+        return control::measure(job);
+    }
+    if job.case.order == Order::Daemon {
+        return attach::measure_through_daemon(job);
+    }
+    let heap = H::create(&job.setup())?;
     match job.case.workload {
         Workload::Pages => pages::measure(&heap, job),
         Workload::Attach => attach::measure(&heap, job),
         Workload::Recover => recover::measure(&heap, job),
-        Workload::Control => Err("there is no daemon yet".to_owned()),
         Workload::Pair
         | Workload::Batch
         | Workload::Mixed
         | Workload::Larson
         | Workload::Xmalloc
         | Workload::Large
+        | Workload::Control
         | Workload::Scale => team::measure(&heap, job),
     }
 }
