@@ -4,6 +4,8 @@
 //! The scenarios use real processes. What another process is to do, the binary `hshm-test-worker`
 //! does; see `src/bin/hshm-test-worker`.
 
+#[cfg(doctest)]
+pub mod book;
 pub mod cells;
 pub mod crash;
 pub mod guarded;
