@@ -9,7 +9,7 @@ use super::{Driver, GpuError, GpuVendor, driver};
 ///
 /// It lives as long as somebody has a descriptor of it or has it mapped, whatever becomes of the process that made
 /// it. Another process maps the same bytes, mostly at another address, from a descriptor that it was passed. What is
-/// where in it is for its users to agree on.
+/// where in it is for its users to agree on: a [`DevicePool`](super::pool::DevicePool) is a way.
 ///
 /// # Examples
 /// ```

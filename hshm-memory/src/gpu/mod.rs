@@ -23,6 +23,8 @@ mod driver;
 mod error;
 #[cfg(all(unix, any(feature = "cuda", feature = "rocm")))]
 mod library;
+#[cfg(not(hshm_loom))]
+pub mod pool;
 #[cfg(unix)]
 mod registration;
 #[cfg(all(unix, feature = "rocm"))]
