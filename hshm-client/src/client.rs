@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use hshm_memory::backend::Obtained;
+use hshm_memory::gpu::pool::PoolReport;
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{BackendOptions, CheckReport, HeapReport, RepairReport};
 use hshm_proto::{
-    CreateSegment, DriverStatus, ReplyBody, RequestBody, SegmentDevice, SegmentInfo, SessionInfo,
-    StatusInfo, validate_client_name,
+    CreateSegment, DeviceMemoryInfo, DriverStatus, ReplyBody, RequestBody, SegmentDevice,
+    SegmentInfo, SessionInfo, StatusInfo, validate_client_name,
 };
 
 use crate::allocator::SegmentAllocator;
@@ -344,6 +345,35 @@ impl Client {
         Ok(device)
     }
 
+    /// Has the daemon take memory of a device's own for a segment of the backend `cuda-shm` or `rocm-shm`. Its
+    /// users map it with [`Segment::device_part`].
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if the segment is not for devices or not of the thread-local allocator, has such memory
+    /// already or no room for its tables, this user may not manage it, or the driver refuses; or as for any request.
+    pub fn add_device_memory(
+        &self,
+        name: &str,
+        device: u32,
+        bytes: u64,
+    ) -> Result<DeviceMemoryInfo, Error> {
+        let body = RequestBody::AddDeviceMemory { name: name.to_owned(), device, bytes };
+        let (ReplyBody::DeviceMemory(info), _) = self.inner.exchange(&body)? else {
+            return Err(unexpected("add device memory to"));
+        };
+        Ok(info)
+    }
+
+    /// The memory of a device's own that a segment has, if it has some, and how much of it is in use.
+    ///
+    /// # Errors
+    /// As for [`Client::inspect`].
+    pub fn device_pool(&self, name: &str) -> Result<Option<(DeviceMemoryInfo, PoolReport)>, Error> {
+        let reply = self.inner.request(RequestBody::DevicePool { name: name.to_owned() })?;
+        let ReplyBody::DevicePool(found) = reply else { return Err(unexpected("inspect")) };
+        Ok(found)
+    }
+
     /// The daemon itself.
     ///
     /// # Errors
@@ -446,6 +476,15 @@ impl Inner {
         }
     }
 
+    /// The memory of a device's own that a segment has.
+    pub(crate) fn device_memory(&self, name: &str) -> Result<(DeviceMemoryInfo, OwnedFd), Error> {
+        let reply = self.exchange(&RequestBody::DeviceMemory { name: name.to_owned() })?;
+        let (ReplyBody::DeviceMemory(info), Some(file)) = reply else {
+            return Err(unexpected("attach device memory of"));
+        };
+        Ok((info, file))
+    }
+
     /// Counts one attachment less, and tells the daemon when it was the last. A daemon that is gone
     /// needs not be told.
     pub(crate) fn detach(&self, name: &str) -> Result<(), Error> {
@@ -468,7 +507,13 @@ impl Inner {
 
 /// Whether a request does no more harm when it is carried out twice.
 fn is_idempotent(body: &RequestBody) -> bool {
-    !matches!(body, RequestBody::Create(_) | RequestBody::Destroy { .. })
+    !matches!(
+        body,
+        RequestBody::Create(_)
+            | RequestBody::CreateWith { .. }
+            | RequestBody::Destroy { .. }
+            | RequestBody::AddDeviceMemory { .. }
+    )
 }
 
 fn unexpected(verb: &'static str) -> Error {

@@ -105,7 +105,9 @@ impl Connection {
         if found != id && found != 0 {
             return Err(protocol(verb, format_args!("reply {found} where {id} was due")));
         }
-        let expected = usize::from(matches!(answer, Ok(ReplyBody::Attached(_))));
+        let has_descriptor =
+            matches!(answer, Ok(ReplyBody::Attached(_) | ReplyBody::DeviceMemory(_)));
+        let expected = usize::from(has_descriptor);
         if fds.len() != expected {
             let why = format!("{} file descriptors where {expected} belong", fds.len());
             return Err(protocol(verb, why));

@@ -5,6 +5,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hshm_memory::gpu::GpuError;
+use hshm_memory::gpu::pool::PoolError;
 use hshm_memory::{AllocError, SegmentError};
 use hshm_proto::{ErrorCode, ErrorReply, VersionMismatch};
 
@@ -82,6 +84,22 @@ pub enum Error {
         name: String,
         /// What is wrong with it.
         source: SegmentError,
+    },
+    /// The device's own memory that belongs to a segment cannot be mapped.
+    #[error("cannot attach the device memory of segment {name:?}: {source}")]
+    DeviceMemory {
+        /// The segment.
+        name: String,
+        /// What the driver says.
+        source: GpuError,
+    },
+    /// The tables of a segment's device memory cannot be used.
+    #[error("cannot use the device memory of segment {name:?}: {source}")]
+    DevicePool {
+        /// The segment.
+        name: String,
+        /// What is wrong with them.
+        source: PoolError,
     },
     /// An operation on an attached segment failed.
     #[error(transparent)]

@@ -42,12 +42,14 @@
 mod allocator;
 mod client;
 mod connection;
+mod device_part;
 mod error;
 mod segment;
 mod target;
 
 pub use allocator::SegmentAllocator;
 pub use client::{Client, ClientBuilder, Inspection};
+pub use device_part::DevicePart;
 pub use error::Error;
 pub use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
 pub use hshm_memory::gpu;
@@ -62,7 +64,7 @@ pub use hshm_memory::{
 /// defaults; change its fields as needed.
 pub use hshm_proto::CreateSegment as CreateOptions;
 pub use hshm_proto::{
-    AllocatorKind, DriverStatus, ErrorCode, ErrorReply, SegmentDevice, SegmentInfo, SessionInfo,
-    SessionState, StatusInfo, VersionMismatch,
+    AllocatorKind, DeviceMemoryInfo, DriverStatus, ErrorCode, ErrorReply, SegmentDevice,
+    SegmentInfo, SessionInfo, SessionState, StatusInfo, VersionMismatch,
 };
 pub use segment::{DeviceChoice, Segment};

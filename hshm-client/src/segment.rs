@@ -16,6 +16,7 @@ use hshm_proto::SegmentDescriptor;
 
 use crate::allocator::SegmentAllocator;
 use crate::client::Inner;
+use crate::device_part::DevicePart;
 use crate::error::Error;
 
 /// A segment in this process. Cheap to clone; the last clone's drop detaches it, which may wait for
@@ -236,6 +237,21 @@ impl<A: SegmentAllocator> Segment<A> {
             }
             Err(_others) => Ok(()),
         }
+    }
+}
+
+impl Segment<ThreadLocalAllocator> {
+    /// Maps the memory of a device's own that belongs to the segment, for the device that it is of, or for another
+    /// number under which this process knows that device, or whose driver lets it reach the first one's memory.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] with [`ErrorCode::NotFound`](crate::ErrorCode::NotFound) if the segment has none;
+    /// [`Error::DeviceMemory`] with the driver's reason, and [`Error::DevicePool`] if the tables are unusable; or
+    /// as for any request.
+    pub fn device_part(&self, device: Option<u32>) -> Result<DevicePart, Error> {
+        let name = &self.attachment.descriptor.name;
+        let (info, file) = self.attachment.inner.device_memory(name)?;
+        DevicePart::open(&self.allocator, name, info, file, device)
     }
 }
 

@@ -1,11 +1,12 @@
 //! Tests of the codec: nothing is lost, nothing extra is taken, and no bytes make it panic.
 
 use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
+use hshm_memory::gpu::pool::PoolReport;
 use hshm_memory::gpu::{DeviceInfo, DriverInfo, GpuVendor};
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 use hshm_memory::{
-    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
-    ProcessId, RepairReport,
+    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport,
+    OffsetPointer, OnExit, ProcessId, RepairReport,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -104,6 +105,11 @@ fn request() -> impl Strategy<Value = RequestBody> {
         any::<Option<u64>>().prop_map(|after| RequestBody::Sessions { after }),
         Just(RequestBody::Drivers),
         text().prop_map(|name| RequestBody::Device { name }),
+        text().prop_map(|name| RequestBody::DeviceMemory { name }),
+        text().prop_map(|name| RequestBody::DevicePool { name }),
+        (text(), any::<u32>(), any::<u64>()).prop_map(|(name, device, bytes)| {
+            RequestBody::AddDeviceMemory { name, device, bytes }
+        }),
     ]
 }
 
@@ -240,6 +246,20 @@ fn longest_replies() -> Vec<ReplyBody> {
             registered_bytes: Some(u64::MAX),
             problem: Some("p".repeat(MAX_TEXT_BYTES)),
         }),
+        ReplyBody::DevicePool(Some((
+            DeviceMemoryInfo {
+                vendor: GpuVendor::Rocm,
+                device: u32::MAX,
+                bytes: u64::MAX,
+                pool: OffsetPointer::new(u64::MAX),
+            },
+            PoolReport {
+                total_bytes: u64::MAX,
+                allocated_bytes: u64::MAX,
+                allocated_blocks: u64::MAX,
+                largest_free_bytes: u64::MAX,
+            },
+        ))),
         ReplyBody::Checked(check),
         ReplyBody::Memory(memory),
     ]

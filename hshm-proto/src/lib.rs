@@ -34,8 +34,9 @@ pub use handshake::{
     Hello, Refusal, Version, VersionMismatch, VersionRange, Welcome, WelcomeOrRefusal,
 };
 pub use message::{
-    CreateSegment, DriverStatus, HeapPage, Reply, ReplyBody, Request, RequestBody,
-    SegmentDescriptor, SegmentDevice, SegmentInfo, SessionInfo, SessionState, StatusInfo,
+    CreateSegment, DeviceMemoryInfo, DriverStatus, HeapPage, Reply, ReplyBody, Request,
+    RequestBody, SegmentDescriptor, SegmentDevice, SegmentInfo, SessionInfo, SessionState,
+    StatusInfo,
 };
 pub use paths::{Environment, SYSTEM_SOCKET, SYSTEM_STATE_DIR};
 pub use validate::{validate_client_name, validate_segment_name};

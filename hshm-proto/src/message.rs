@@ -6,11 +6,12 @@
 use std::path::PathBuf;
 
 use hshm_memory::backend::Obtained;
+use hshm_memory::gpu::pool::PoolReport;
 use hshm_memory::gpu::{DriverInfo, GpuVendor};
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{
-    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport, OnExit,
-    ProcessId, RepairReport,
+    AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport,
+    OffsetPointer, OnExit, ProcessId, RepairReport,
 };
 use serde::{Deserialize, Serialize};
 
@@ -117,6 +118,27 @@ pub enum RequestBody {
         /// The segment.
         name: String,
     },
+    /// Have memory of a device's own beside a segment that is for devices. Answered by
+    /// [`ReplyBody::DeviceMemory`], with one file descriptor.
+    AddDeviceMemory {
+        /// The segment.
+        name: String,
+        /// The device, as its driver counts them.
+        device: u32,
+        /// How much, in bytes, to be rounded up to what the driver divides memory into.
+        bytes: u64,
+    },
+    /// Hand over the memory of a device's own that a segment has. Answered by [`ReplyBody::DeviceMemory`], with
+    /// one file descriptor.
+    DeviceMemory {
+        /// The segment.
+        name: String,
+    },
+    /// How much of it is in use. Answered by [`ReplyBody::DevicePool`].
+    DevicePool {
+        /// The segment.
+        name: String,
+    },
 }
 
 impl RequestBody {
@@ -139,6 +161,9 @@ impl RequestBody {
             Self::Memory { .. } => "inspect",
             Self::Drivers => "drivers",
             Self::Device { .. } => "device",
+            Self::AddDeviceMemory { .. } => "add device memory to",
+            Self::DeviceMemory { .. } => "attach device memory of",
+            Self::DevicePool { .. } => "inspect",
         }
     }
 }
@@ -231,6 +256,24 @@ pub enum ReplyBody {
     Drivers(Vec<DriverStatus>),
     /// What a driver makes of a segment.
     Device(SegmentDevice),
+    /// What comes with the file descriptor.
+    DeviceMemory(DeviceMemoryInfo),
+    /// The device's own memory that a segment has, if it has some, and what is in it.
+    DevicePool(Option<(DeviceMemoryInfo, PoolReport)>),
+}
+
+/// Memory of a device's own that belongs to a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceMemoryInfo {
+    /// Whose device.
+    pub vendor: GpuVendor,
+    /// Which, as the daemon's driver counts them: a process that is shown fewer devices counts differently.
+    pub device: u32,
+    /// How much, in bytes.
+    pub bytes: u64,
+    /// Where in the segment the tables stand that say which of it is whose
+    /// ([`DevicePool`](hshm_memory::gpu::pool::DevicePool)).
+    pub pool: OffsetPointer,
 }
 
 /// What the daemon found of a vendor's driver. What a client's process would find may differ: device files

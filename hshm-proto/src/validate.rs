@@ -179,6 +179,13 @@ impl RequestBody {
                     "give the size that the segment is to have afterwards",
                 ))
             }
+            Self::AddDeviceMemory { name, bytes: 0, .. } => {
+                validate_segment_name(name)?;
+                Err(bad_argument(
+                    format_args!("cannot add no device memory at all to segment {name:?}"),
+                    "give a size of at least 2 MiB",
+                ))
+            }
             Self::Attach { name }
             | Self::Detach { name }
             | Self::Destroy { name, .. }
@@ -188,6 +195,9 @@ impl RequestBody {
             | Self::Repair { name }
             | Self::Memory { name }
             | Self::Device { name }
+            | Self::DeviceMemory { name }
+            | Self::DevicePool { name }
+            | Self::AddDeviceMemory { name, .. }
             | Self::List { after: Some(name) } => validate_segment_name(name),
             Self::List { after: None }
             | Self::Sessions { .. }
@@ -246,6 +256,11 @@ mod tests {
         with(BackendOptions { huge_page_bytes: Some(2 << 20), ..Default::default() }).unwrap();
         with(BackendOptions { huge_page_bytes: Some(3), ..Default::default() }).unwrap_err();
         assert!(RequestBody::Grow { name: "s".into(), size_bytes: 0 }.validate().is_err());
+        let add = |name: &str, bytes| {
+            RequestBody::AddDeviceMemory { name: name.into(), device: 0, bytes }.validate()
+        };
+        add("s", 1).unwrap();
+        assert!(add("s", 0).is_err() && add("a/b", 1).is_err());
         assert!(RequestBody::List { after: Some("a/b".into()) }.validate().is_err());
         RequestBody::List { after: None }.validate().unwrap();
     }

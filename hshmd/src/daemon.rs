@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::config::Config;
+use crate::device_memory::DeviceMemories;
 use crate::error::DaemonError;
 use crate::gpu::Drivers;
 use crate::listen::Listener;
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) blocking_permits: Arc<Semaphore>,
     pub(crate) counted: Counted,
     pub(crate) drivers: Drivers,
+    pub(crate) device_memories: DeviceMemories,
     pub(crate) started: Instant,
     /// Becomes true when the daemon stops.
     pub(crate) stop: watch::Sender<bool>,
@@ -101,6 +103,9 @@ async fn run_async(
     reaper.sweep().await;
     registry.check_idle();
 
+    let device_memories = DeviceMemories::default();
+    device_memories.adopt(inherited.kept_memory, &registry);
+
     let listener = match inherited.listening {
         Some(socket) => Listener::inherit(socket)?,
         None => Listener::bind(&config)?,
@@ -119,6 +124,7 @@ async fn run_async(
         blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
         counted: Counted::default(),
         drivers: Drivers::default(),
+        device_memories,
         started: Instant::now(),
         stop,
     });

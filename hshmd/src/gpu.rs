@@ -4,17 +4,20 @@
 //! never loads one: it starts itself anew as a child that does, says what it found on its standard
 //! output, and ends, and every registration that it made with it.
 
-use std::io::Read;
+use std::io::{IoSlice, IoSliceMut, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hshm_memory::gpu::{self, DriverInfo, GpuVendor};
+use hshm_memory::gpu::{self, DeviceBuffer, DriverInfo, GpuVendor};
 use hshm_memory::{AnyAllocator, BackendError, BackendKind, PosixShmMmap};
 use hshm_proto::limits::{DEVICES_SHOWN, MAX_TEXT_BYTES, truncated};
 use hshm_proto::{DriverStatus, SegmentDevice};
 use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
 
 /// How long a driver may take: those of machines with many devices take seconds to start.
@@ -32,15 +35,33 @@ const TRIED_DEVICE: u32 = 0;
 struct Answer {
     driver: Option<DriverInfo>,
     registered_bytes: Option<u64>,
+    /// Of the memory whose descriptor was passed.
+    memory_bytes: Option<u64>,
     problem: Option<String>,
 }
 
-/// What this process, which is to end then, finds of a vendor's driver, as one line of JSON; and whether it takes
-/// the segment in the shared-memory object `object`.
+/// What else a child is to do than to say what it finds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Errand {
+    /// Nothing.
+    None,
+    /// Try whether the driver takes the segment in this shared-memory object.
+    Register(String),
+    /// Take memory of a device's own, and pass its descriptor to the socket that is the standard input.
+    Take {
+        /// The device.
+        device: u32,
+        /// How much, in bytes.
+        bytes: u64,
+    },
+}
+
+/// What this process, which is to end then, finds of a vendor's driver, as one line of JSON; and what came of its
+/// errand.
 ///
 /// # Errors
 /// If the answer cannot be written down.
-pub fn answer(vendor: GpuVendor, object: Option<&str>) -> serde_json::Result<String> {
+pub fn answer(vendor: GpuVendor, errand: &Errand) -> serde_json::Result<String> {
     // A driver may hang, and the daemon that would end this process may be killed.
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let mut answer = Answer::default();
@@ -48,11 +69,18 @@ pub fn answer(vendor: GpuVendor, object: Option<&str>) -> serde_json::Result<Str
         Ok(driver) => answer.driver = Some(driver),
         Err(error) => answer.problem = Some(error.to_string()),
     }
-    if let (Some(object), Some(_)) = (object, &answer.driver) {
-        match register(vendor, object) {
-            Ok(bytes) => answer.registered_bytes = Some(bytes),
-            Err(why) => answer.problem = Some(why),
+    let done = match errand {
+        _ if answer.driver.is_none() => Ok(()),
+        Errand::None => Ok(()),
+        Errand::Register(object) => {
+            register(vendor, object).map(|bytes| answer.registered_bytes = Some(bytes))
         }
+        Errand::Take { device, bytes } => {
+            pass_memory(vendor, *device, *bytes).map(|bytes| answer.memory_bytes = Some(bytes))
+        }
+    };
+    if let Err(why) = done {
+        answer.problem = Some(why);
     }
     serde_json::to_string(&answer)
 }
@@ -70,6 +98,55 @@ fn register(vendor: GpuVendor, object: &str) -> Result<u64, String> {
     let bytes = memory.registration().map_or(0, |registration| registration.registered_bytes);
     memory.device_address(TRIED_DEVICE, 0, 1).map_err(said)?;
     Ok(bytes)
+}
+
+/// Takes memory of a device's, passes its descriptor, and says how long it is.
+fn pass_memory(vendor: GpuVendor, device: u32, bytes: u64) -> Result<u64, String> {
+    let memory = DeviceBuffer::create(vendor, device, bytes).map_err(|error| error.to_string())?;
+    let descriptor = [memory.fd().as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&descriptor)];
+    let socket = std::io::stdin().as_raw_fd();
+    sendmsg::<()>(socket, &[IoSlice::new(&[0])], &control, MsgFlags::MSG_NOSIGNAL, None)
+        .map_err(|errno| format!("its descriptor cannot be passed: {errno}"))?;
+    Ok(memory.bytes())
+}
+
+/// Has a child take memory of a device's own: the descriptor that keeps it, and how long it is. May take a while.
+///
+/// # Errors
+/// Why there is none.
+pub(crate) fn take_memory(
+    vendor: GpuVendor,
+    device: u32,
+    bytes: u64,
+) -> Result<(OwnedFd, u64), String> {
+    let (here, there) = UnixStream::pair().map_err(|error| error.to_string())?;
+    let mut command = child(vendor);
+    command.args(["--gpu-take", &bytes.to_string(), "--gpu-device", &device.to_string()]);
+    command.stdin(OwnedFd::from(there));
+    let Answer { memory_bytes, problem, .. } =
+        ask_child(command).map_err(|why| format!("the {vendor} driver cannot be asked: {why}"))?;
+    if let Some(problem) = problem {
+        return Err(problem);
+    }
+    let nothing = || String::from("the process that asked passed nothing");
+    let bytes = memory_bytes.ok_or_else(nothing)?;
+    here.set_nonblocking(true).map_err(|error| error.to_string())?;
+    let mut byte = [0];
+    let mut control = nix::cmsg_space!(RawFd);
+    let mut parts = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(here.as_raw_fd(), &mut parts, Some(&mut control), flags)
+        .map_err(|errno| errno.to_string())?;
+    let mut messages = received.cmsgs().map_err(|errno| errno.to_string())?;
+    let Some(ControlMessageOwned::ScmRights(passed)) = messages.next() else {
+        return Err(nothing());
+    };
+    let raw = *passed.first().ok_or_else(nothing)?;
+    // SAFETY: [owned] the kernel just made the descriptor for this process, and there was room for one.
+    #[allow(unsafe_code, reason = "a number is all that comes out of a message")]
+    let file = unsafe { OwnedFd::from_raw_fd(raw) };
+    Ok((file, bytes))
 }
 
 /// The drivers, as they were found last.
@@ -104,7 +181,7 @@ fn status(vendor: GpuVendor) -> DriverStatus {
 
 /// Whether the vendor's driver takes the segment in `object`. May take a while.
 pub(crate) fn try_segment(vendor: GpuVendor, object: &str) -> SegmentDevice {
-    let Answer { driver, registered_bytes, problem } = ask(vendor, Some(object));
+    let Answer { driver, registered_bytes, problem, .. } = ask(vendor, Some(object));
     let device_name = driver.and_then(|driver| Some(driver.devices.into_iter().next()?.name));
     SegmentDevice {
         vendor,
@@ -117,20 +194,26 @@ pub(crate) fn try_segment(vendor: GpuVendor, object: &str) -> SegmentDevice {
 
 /// Has a child ask.
 fn ask(vendor: GpuVendor, object: Option<&str>) -> Answer {
-    ask_child(vendor, object).unwrap_or_else(|why| Answer {
+    let mut command = child(vendor);
+    if let Some(object) = object {
+        command.args(["--gpu-object", object]);
+    }
+    command.stdin(Stdio::null());
+    ask_child(command).unwrap_or_else(|why| Answer {
         problem: Some(format!("the {vendor} driver cannot be asked: {why}")),
         ..Answer::default()
     })
 }
 
-fn ask_child(vendor: GpuVendor, object: Option<&str>) -> Result<Answer, String> {
+fn child(vendor: GpuVendor) -> Command {
     // Itself, even where the file was replaced by a newer release since it was started.
     let mut command = Command::new("/proc/self/exe");
     command.args(["--gpu-probe", &vendor.to_string().to_lowercase()]);
-    if let Some(object) = object {
-        command.args(["--gpu-object", object]);
-    }
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+    command
+}
+
+fn ask_child(mut command: Command) -> Result<Answer, String> {
+    command.stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child =
         command.spawn().map_err(|error| format!("no process can be started: {error}"))?;
     let deadline = Instant::now() + PATIENCE;

@@ -1,5 +1,6 @@
 //! What each request does.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use hshm_memory::{AnyAllocator, BackendOptions, CheckReport, ProcessId};
@@ -12,6 +13,7 @@ use tracing::{error, info};
 
 use crate::access::Peer;
 use crate::daemon::Shared;
+use crate::device_memory::DeviceMemory;
 use crate::error::{internal_reply, shutting_down};
 use crate::gpu;
 use crate::segment::Segment;
@@ -25,11 +27,29 @@ pub(crate) struct Caller {
     pub(crate) layout_version: u32,
 }
 
-/// A reply, with the segment whose descriptor goes with it.
+/// A reply, with what has the descriptor that goes with it.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) body: ReplyBody,
-    pub(crate) descriptor_of: Option<AnyAllocator>,
+    pub(crate) descriptor_of: Passed,
+}
+
+/// What is passed with a reply.
+#[derive(Debug)]
+pub(crate) enum Passed {
+    Nothing,
+    Segment(AnyAllocator),
+    DeviceMemory(Arc<DeviceMemory>),
+}
+
+impl Passed {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Nothing => None,
+            Self::Segment(allocator) => allocator.backend().fd(),
+            Self::DeviceMemory(memory) => Some(memory.file.as_fd()),
+        }
+    }
 }
 
 /// Does what `request` asks for.
@@ -44,6 +64,19 @@ pub(crate) async fn handle(
     request.validate()?;
     let body = match request {
         RequestBody::Attach { name } => return attach(shared, caller, &name),
+        RequestBody::DeviceMemory { name } => return device_memory(shared, caller, &name),
+        RequestBody::AddDeviceMemory { name, device, bytes } => {
+            let name_again = name.clone();
+            blocking(shared, caller, move |shared, caller| {
+                add_device_memory(shared, caller, &name, device, bytes)
+            })
+            .await?;
+            return device_memory(shared, caller, &name_again);
+        }
+        RequestBody::DevicePool { name } => {
+            blocking(shared, caller, move |shared, caller| device_pool(shared, caller, &name))
+                .await?
+        }
         RequestBody::Detach { name } => detach(shared, caller, &name)?,
         RequestBody::Ping => ReplyBody::Done,
         RequestBody::Sessions { after } => {
@@ -98,7 +131,7 @@ pub(crate) async fn handle(
             blocking(shared, caller, move |shared, caller| repair(shared, caller, &name)).await?
         }
     };
-    Ok(Outcome { body, descriptor_of: None })
+    Ok(Outcome { body, descriptor_of: Passed::Nothing })
 }
 
 /// Runs `work` on a thread that may block. Clients together have only so many of them, so that
@@ -143,6 +176,7 @@ fn destroy(
     let (_, attached) = shared.processes.attached(name);
     shared.registry.destroy(name, force, &caller.peer, &attached)?;
     shared.processes.forget_segment(name);
+    shared.device_memories.forget(name, &shared.registry.manager);
     info!(segment = name, force, uid = caller.peer.uid, "destroyed");
     Ok(ReplyBody::Done)
 }
@@ -174,6 +208,7 @@ fn check(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Erro
     let segment = shared.registry.get(name)?;
     require_attach(&caller.peer, "check", &segment)?;
     let mut report = segment.allocator("check")?.check();
+    shared.device_memories.check(&segment, &mut report)?;
     report.violations.truncate(CheckReport::MAX_VIOLATIONS);
     for violation in &mut report.violations {
         violation.what = truncated(&violation.what, MAX_TEXT_BYTES);
@@ -235,7 +270,7 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
     hshm_memory::crash_point!("daemon.attached");
     Ok(Outcome {
         body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
-        descriptor_of: Some(allocator.clone()),
+        descriptor_of: Passed::Segment(allocator.clone()),
     })
 }
 
@@ -284,6 +319,35 @@ fn device(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Err
         ));
     };
     Ok(ReplyBody::Device(gpu::try_segment(vendor, object)))
+}
+
+fn add_device_memory(
+    shared: &Shared,
+    caller: &Caller,
+    name: &str,
+    device: u32,
+    bytes: u64,
+) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    let peer = &caller.peer;
+    let added = shared.device_memories.add(&shared.registry, &segment, peer, device, bytes)?;
+    let bytes = added.info.bytes;
+    info!(segment = name, bytes, device, uid = peer.uid, "device memory added");
+    Ok(ReplyBody::Done)
+}
+
+fn device_memory(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "attach", &segment)?;
+    let memory = shared.device_memories.require(&segment)?;
+    let body = ReplyBody::DeviceMemory(memory.info);
+    Ok(Outcome { body, descriptor_of: Passed::DeviceMemory(memory) })
+}
+
+fn device_pool(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    require_attach(&caller.peer, "inspect", &segment)?;
+    Ok(ReplyBody::DevicePool(shared.device_memories.pool(&segment)?))
 }
 
 fn status(shared: &Shared) -> ReplyBody {

@@ -22,6 +22,7 @@ mod access;
 mod adopt;
 pub mod config;
 pub mod daemon;
+mod device_memory;
 mod error;
 pub mod gpu;
 mod handlers;

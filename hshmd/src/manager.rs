@@ -50,6 +50,8 @@ pub(crate) struct Inherited {
     pub(crate) listening: Option<OwnedFd>,
     /// Files that a daemon before this one had it keep.
     pub(crate) kept: KeptFiles,
+    /// Descriptors of devices' memory, by the names under which they were kept.
+    pub(crate) kept_memory: Vec<(String, OwnedFd)>,
 }
 
 /// Files of segments by the names under which they are kept.
@@ -121,20 +123,30 @@ impl Manager {
 
     /// Has it keep a segment's file. To keep one that it has already is the same as once.
     pub(crate) fn keep(&self, record: &Record, file: BorrowedFd<'_>) {
-        let named = format!("FDNAME={}", KeptName::from(record));
+        self.keep_named(&KeptName::from(record).to_string(), file);
+    }
+
+    /// Has it keep a descriptor under a name.
+    pub(crate) fn keep_named(&self, name: &str, file: BorrowedFd<'_>) {
+        let named = format!("FDNAME={name}");
         // Not to be polled: a file never hangs up.
         let states = ["FDSTORE=1", "FDPOLL=0", &named].map(NotifyState::Custom);
         if let Err(error) = self.send(&states, Some(file), MsgFlags::empty()) {
-            warn!(segment = record.name, %error, "cannot have the service manager keep a segment");
+            warn!(name, %error, "cannot have the service manager keep a segment");
         }
     }
 
     /// Has it let go of a file.
     pub(crate) fn forget(&self, name: &KeptName) {
+        self.forget_named(&name.to_string());
+    }
+
+    /// Has it let go of what it keeps under a name.
+    pub(crate) fn forget_named(&self, name: &str) {
         let named = format!("FDNAME={name}");
         let states = ["FDSTOREREMOVE=1", &named].map(NotifyState::Custom);
         if let Err(error) = self.send(&states, None, MsgFlags::empty()) {
-            warn!(%name, %error, "cannot have the service manager let go of a segment");
+            warn!(name, %error, "cannot have the service manager let go of a segment");
         }
     }
 
@@ -232,6 +244,8 @@ impl Inherited {
     fn sort(&mut self, fd: OwnedFd, name: &str) {
         if let Some(name) = KeptName::parse(name) {
             self.kept.insert(name, fd);
+        } else if name.starts_with(crate::device_memory::KEPT) {
+            self.kept_memory.push((name.to_owned(), fd));
         } else if self.listening.is_none() && listens_for_us(fd.as_fd()) {
             self.listening = Some(fd);
         } else {

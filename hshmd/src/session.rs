@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 
 use crate::access::Peer;
 use crate::daemon::{Shared, VERSION};
-use crate::handlers::{Caller, handle};
+use crate::handlers::{Caller, Passed, handle};
 use crate::processes::{Connected, TooMany};
 use crate::socket::{PacketSocket, Received};
 
@@ -205,7 +205,7 @@ async fn respond(
     request: hshm_proto::Request,
 ) -> io::Result<()> {
     let (id, verb) = (request.id, request.body.verb());
-    let (body, allocator) = match handle(shared, caller, request.body).await {
+    let (body, passed) = match handle(shared, caller, request.body).await {
         Ok(outcome) => {
             shared.counted.answered(verb, "done");
             (Ok(outcome.body), outcome.descriptor_of)
@@ -213,12 +213,11 @@ async fn respond(
         Err(error) => {
             shared.counted.answered(verb, "refused");
             debug!(session = caller.session, verb, %error, "refused a request");
-            (Err(error), None)
+            (Err(error), Passed::Nothing)
         }
     };
     let packet = encode(&Reply { id, body });
-    let descriptor = allocator.as_ref().and_then(|allocator| allocator.backend().fd());
-    match tokio::time::timeout(PATIENCE, socket.send(&packet, descriptor)).await {
+    match tokio::time::timeout(PATIENCE, socket.send(&packet, passed.fd())).await {
         Ok(sent) => sent,
         Err(elapsed) => {
             warn!(

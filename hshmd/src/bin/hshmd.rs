@@ -9,6 +9,7 @@ use clap::{CommandFactory, Parser};
 use hshm_memory::gpu::GpuVendor;
 use hshmd::DaemonError;
 use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
+use hshmd::gpu::Errand;
 
 const AFTER_HELP: &str = "\
 Defaults:
@@ -73,6 +74,12 @@ struct Arguments {
     /// And whether the driver takes the segment in this shared-memory object
     #[arg(long, hide = true, value_name = "OBJECT", requires = "gpu_probe")]
     gpu_object: Option<String>,
+    /// Or take so many bytes of a device's own memory, and pass the descriptor to the standard input
+    #[arg(long, hide = true, value_name = "BYTES", requires = "gpu_probe")]
+    gpu_take: Option<u64>,
+    /// Of this device
+    #[arg(long, hide = true, value_name = "N", default_value_t = 0, requires = "gpu_take")]
+    gpu_device: u32,
     /// Destroy all segments when the daemon stops
     #[arg(long)]
     ephemeral: bool,
@@ -93,7 +100,12 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if let Some(vendor) = arguments.gpu_probe {
-        return probe(vendor, arguments.gpu_object.as_deref());
+        let errand = match (arguments.gpu_object, arguments.gpu_take) {
+            (Some(object), _) => Errand::Register(object),
+            (None, Some(bytes)) => Errand::Take { device: arguments.gpu_device, bytes },
+            (None, None) => Errand::None,
+        };
+        return probe(vendor, &errand);
     }
     let check_config = arguments.check_config;
     match configure(arguments) {
@@ -106,8 +118,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn probe(vendor: GpuVendor, object: Option<&str>) -> ExitCode {
-    let said = hshmd::gpu::answer(vendor, object);
+fn probe(vendor: GpuVendor, errand: &Errand) -> ExitCode {
+    let said = hshmd::gpu::answer(vendor, errand);
     let written = said.map(|said| writeln!(std::io::stdout().lock(), "{said}"));
     if let Ok(Ok(())) = written { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

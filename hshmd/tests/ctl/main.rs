@@ -9,6 +9,7 @@ mod allocators;
 mod bad_input;
 mod client;
 mod commands;
+mod device_memory;
 mod doctor;
 #[path = "../../../hshm-memory/tests/gpu/doubles.rs"]
 mod doubles;

@@ -17,6 +17,8 @@ mod tests;
 use std::fmt;
 use std::slice;
 
+use serde::{Deserialize, Serialize};
+
 use self::bits::Bits;
 use self::layout::{FREEING, Geometry, Header, IDLE, MAGIC, TAKING, VERSION};
 use crate::ThreadLocalAllocator;
@@ -100,15 +102,20 @@ pub struct PoolOptions {
 }
 
 impl PoolOptions {
-    /// A pool of `bytes` bytes, in granules of 4 KiB.
+    /// A pool of `bytes` bytes: in granules of 4 KiB up to 16 GiB, and in larger ones beyond, so that its tables are
+    /// at most a MiB long, as far as 8 TiB.
     #[must_use]
     pub const fn new(bytes: u64) -> Self {
-        Self { bytes, granule_bytes: 4096 }
+        let mut granule_bytes = 4096;
+        while granule_bytes < 2 << 20 && bytes / granule_bytes > 4 << 20 {
+            granule_bytes *= 2;
+        }
+        Self { bytes, granule_bytes }
     }
 }
 
 /// What is in a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PoolReport {
     /// How much can be allocated, in bytes.
     pub total_bytes: u64,

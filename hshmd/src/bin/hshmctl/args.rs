@@ -135,6 +135,13 @@ pub(crate) struct CreateArgs {
     /// Who may use it, as a file's permission bits in octal
     #[arg(long, value_name = "MODE", value_parser = parse_mode, default_value = "600")]
     pub(crate) mode: u32,
+    /// Memory of a device's own beside it, for a cuda-shm or rocm-shm with the thread-local allocator: all who
+    /// attach the segment share it, and allocate from it by tables in the segment
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub(crate) device_memory: Option<u64>,
+    /// Of which device, as hshmctl status counts them
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "device_memory")]
+    pub(crate) device: u32,
     #[command(flatten)]
     pub(crate) memory: MemoryArgs,
 }

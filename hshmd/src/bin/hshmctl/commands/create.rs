@@ -1,9 +1,27 @@
 use anyhow::Result;
-use hshm_client::{BackendOptions, Client, CreateOptions};
+use hshm_client::{BackendOptions, Client, CreateOptions, DeviceMemoryInfo, SegmentInfo};
 use hshmd::size::format_size;
+use serde::Serialize;
 
 use crate::args::CreateArgs;
 use crate::ui::Ui;
+
+#[derive(Serialize)]
+struct Created<'a> {
+    #[serde(flatten)]
+    segment: &'a SegmentInfo,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    device_memory: Option<DeviceMemoryInfo>,
+}
+
+/// Has memory of a device's own beside the segment, which goes again if there is none.
+fn with_memory(client: &Client, args: &CreateArgs, bytes: u64) -> Result<DeviceMemoryInfo> {
+    client.add_device_memory(&args.name, args.device, bytes).or_else(|error| {
+        // Forced: nobody can have come to use it for what it was to be.
+        client.destroy(&args.name, true)?;
+        Err(error.into())
+    })
+}
 
 pub(super) fn run(client: &Client, args: &CreateArgs, ui: &mut Ui) -> Result<()> {
     let options = CreateOptions {
@@ -23,7 +41,9 @@ pub(super) fn run(client: &Client, args: &CreateArgs, ui: &mut Ui) -> Result<()>
     } else {
         client.create_with(&options, &memory)?
     };
-    ui.show(&segment, |ui| {
+    let device_memory = args.device_memory.map(|bytes| with_memory(client, args, bytes));
+    let device_memory = device_memory.transpose()?;
+    ui.show(&Created { segment: &segment, device_memory }, |ui| {
         ui.line(format_args!(
             "created segment {}: {}, can grow to {}, {}, {} allocator, blocks of the dead: {}",
             segment.name,
@@ -32,6 +52,13 @@ pub(super) fn run(client: &Client, args: &CreateArgs, ui: &mut Ui) -> Result<()>
             segment.backend,
             segment.allocator,
             segment.on_exit,
+        ))?;
+        let Some(memory) = device_memory else { return Ok(()) };
+        ui.line(format_args!(
+            "with {} of {} device {}",
+            format_size(memory.bytes),
+            memory.vendor,
+            memory.device
         ))
     })
 }

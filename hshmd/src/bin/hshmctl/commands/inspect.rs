@@ -1,7 +1,8 @@
 use anyhow::Result;
+use hshm_client::gpu::pool::PoolReport;
 use hshm_client::{
-    ClassReport, Client, HeapReport, Inspection, Obtained, OperationCounts, SegmentDevice,
-    SegmentInfo, WorkerReport, WorkerState,
+    ClassReport, Client, DeviceMemoryInfo, HeapReport, Inspection, Obtained, OperationCounts,
+    SegmentDevice, SegmentInfo, WorkerReport, WorkerState,
 };
 use hshmd::size::format_size;
 use serde::Serialize;
@@ -29,6 +30,17 @@ struct Device {
     found: SegmentDevice,
     /// Whether it and the processors may both modify a word of the segment atomically, as the driver says.
     host_native_atomics: Option<bool>,
+    /// Of its own that the segment has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory: Option<DeviceMemory>,
+}
+
+#[derive(Serialize)]
+struct DeviceMemory {
+    #[serde(flatten)]
+    info: DeviceMemoryInfo,
+    #[serde(flatten)]
+    pool: PoolReport,
 }
 
 impl Device {
@@ -39,7 +51,9 @@ impl Device {
         let devices = driver.and_then(|status| status.driver).map(|driver| driver.devices);
         let number = usize::try_from(found.device)?;
         let device = devices.and_then(|devices| devices.into_iter().nth(number));
-        Ok(Self { found, host_native_atomics: device.and_then(|one| one.host_native_atomics) })
+        let host_native_atomics = device.and_then(|one| one.host_native_atomics);
+        let memory = client.device_pool(name)?.map(|(info, pool)| DeviceMemory { info, pool });
+        Ok(Self { found, host_native_atomics, memory })
     }
 }
 
@@ -133,6 +147,19 @@ fn device_rows(device: &Device) -> Vec<(&'static str, String)> {
             None => "not known: the driver has no dependable way to ask",
         };
         rows.push(("native host atomics", atomics.to_owned()));
+    }
+    if let Some(DeviceMemory { info, pool }) = &device.memory {
+        rows.push((
+            "own memory",
+            format!(
+                "{} of device {}, {} allocated in {}, largest free run {}",
+                format_size(info.bytes),
+                info.device,
+                format_size(pool.allocated_bytes),
+                counted(pool.allocated_blocks, "block"),
+                format_size(pool.largest_free_bytes),
+            ),
+        ));
     }
     if let Some(problem) = &found.problem {
         rows.push(("registration", format!("refused: {}", text::printable(problem))));
