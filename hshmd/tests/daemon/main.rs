@@ -8,6 +8,9 @@
 
 mod access;
 mod death;
+#[path = "../../../hshm-memory/tests/gpu/doubles.rs"]
+#[allow(dead_code, reason = "other tests use the rest of it")]
+mod doubles;
 mod harness;
 mod lifecycle;
 mod manager;

@@ -107,14 +107,20 @@ impl Manager {
     pub(crate) fn kept(&self) -> Vec<String> {
         let heard = self.heard.lock().unwrap();
         let segment = |name: &str| {
-            let (segment, created) =
-                name.strip_prefix("segment.").unwrap().split_once('@').unwrap();
+            let (segment, created) = name.strip_prefix("segment.")?.split_once('@').unwrap();
             assert!(created.parse::<u64>().is_ok(), "{name}");
-            segment.to_owned()
+            Some(segment.to_owned())
         };
-        let mut kept: Vec<String> = heard.kept.iter().map(|(name, _)| segment(name)).collect();
+        let mut kept: Vec<_> = heard.kept.iter().filter_map(|(name, _)| segment(name)).collect();
         kept.sort();
         kept
+    }
+
+    /// The names under which devices' memory is kept.
+    pub(crate) fn kept_memory(&self) -> Vec<String> {
+        let heard = self.heard.lock().unwrap();
+        let names = heard.kept.iter().map(|(name, _)| name.clone());
+        names.filter(|name| name.starts_with("device.")).collect()
     }
 
     /// The name under which the only file of a segment is kept, and that file.

@@ -12,6 +12,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 
+use crate::doubles;
 use crate::harness::{Site, wait_until};
 use crate::manager::Manager;
 use crate::wire::Client;
@@ -282,4 +283,53 @@ fn a_contradiction_in_what_is_handed_over_is_one_line() {
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.starts_with("hshmd: ") && said.lines().count() == 1, "{said}");
     assert!(said.contains("service manager"), "{said}");
+}
+
+#[test]
+fn device_memory_outlives_the_daemon_where_it_is_kept() {
+    let site = Site::new();
+    let manager = Manager::new(&site);
+    let library = doubles::library(doubles::GpuVendor::Cuda, doubles::Double::Whole);
+    let start = || {
+        let mut command = manager.command(&site, &[]);
+        command.env("HSHM_LIBCUDA", &library);
+        site.launch(command, &site.socket())
+    };
+    let mut daemon = start();
+    let mut client = daemon.client();
+    client.create(small("g", BackendKind::CudaShm));
+    let add = RequestBody::AddDeviceMemory { name: "g".into(), device: 1, bytes: 2 << 20 };
+    let (reply, files) = client.try_ask(add).unwrap();
+    let Ok(ReplyBody::DeviceMemory(info)) = reply else { panic!("{reply:?}") };
+    assert_eq!((info.device, info.bytes, files.len()), (1, 2 << 20, 1));
+    let memory = File::from(files.into_iter().next().unwrap());
+    // On the double it is memory of the host's.
+    memory.write_at(b"kept", 4096).unwrap();
+    wait_until("it is kept", || manager.kept_memory().len() == 1);
+    // Whatever an earlier daemon had kept, of a segment that is gone, is let go of.
+    manager.keep("device.gone@1@cuda.0.4096.65536", &memory);
+    for crash in [true, false] {
+        drop(client);
+        if crash {
+            daemon.crash();
+        } else {
+            daemon.stop(Signal::SIGTERM);
+        }
+        daemon = start();
+        client = daemon.client();
+        let found = client.try_ask(RequestBody::DeviceMemory { name: "g".into() }).unwrap();
+        let (Ok(ReplyBody::DeviceMemory(after)), files) = found else { panic!("{found:?}") };
+        assert_eq!(after, info, "{}", daemon.log());
+        let again = File::from(files.into_iter().next().unwrap());
+        let mut text = [0; 4];
+        again.read_at(&mut text, 4096).unwrap();
+        assert_eq!(&text, b"kept");
+        let pool = client.try_ask(RequestBody::DevicePool { name: "g".into() }).unwrap().0;
+        assert!(matches!(pool, Ok(ReplyBody::DevicePool(Some(_)))), "{pool:?}");
+        wait_until("what is nobody's is let go of", || manager.kept_memory().len() == 1);
+    }
+    client.destroy("g", true).unwrap();
+    wait_until("nothing is kept", || manager.kept_memory().is_empty());
+    let gone = client.try_ask(RequestBody::DeviceMemory { name: "g".into() }).unwrap().0;
+    assert_eq!(gone.unwrap_err().kind(), Some(ErrorCode::NotFound));
 }
