@@ -57,7 +57,8 @@ impl Bits<'_> {
             if end == at + count {
                 return Some(at);
             }
-            at = self.next(end, to, false);
+            // Beyond the one that is set, so that whoever changes bits meanwhile keeps nobody here.
+            at = self.next(end + 1, to, false);
         }
         None
     }

@@ -10,87 +10,28 @@
 //! [`DevicePool::allocate_into`] and [`DevicePool::free_from`] happen exactly once.
 
 mod bits;
+mod error;
 mod layout;
 #[cfg(test)]
 mod tests;
 
 use std::fmt;
 use std::slice;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use self::bits::Bits;
+pub use self::error::PoolError;
 use self::layout::{FREEING, Geometry, Header, IDLE, MAGIC, TAKING, VERSION};
 use crate::ThreadLocalAllocator;
-use crate::error::AllocError;
 use crate::pointer::OffsetPointer;
 use crate::report::{CheckReport, Violation};
-use crate::robust::{LockError, RobustGuard};
+use crate::robust::{PATIENCE, RobustGuard};
 use crate::sync::{AtomicU64, Ordering};
 
-/// Why a pool could not be made, opened or used.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PoolError {
-    /// A choice is out of its range.
-    #[error("{what} is {found}, but must be {expected}")]
-    BadOption {
-        /// Which choice.
-        what: &'static str,
-        /// What was asked for.
-        found: u64,
-        /// What can be.
-        expected: &'static str,
-    },
-    /// No pool begins there.
-    #[error("no pool of a device's memory stands at {offset:#x}, or one that contradicts itself")]
-    NotThere {
-        /// Where it was looked for.
-        offset: u64,
-    },
-    /// Another release made it.
-    #[error(
-        "the pool has version {found}, and this library reads version {supported}: use the same hshm release on both sides"
-    )]
-    Version {
-        /// The version that stands in it.
-        found: u64,
-        /// The version that this library knows.
-        supported: u64,
-    },
-    /// There is no room.
-    #[error(
-        "the device's memory has no {bytes} bytes in one piece: {free_bytes} of {total_bytes} are free"
-    )]
-    Full {
-        /// What was asked for.
-        bytes: u64,
-        /// What is free, in pieces.
-        free_bytes: u64,
-        /// How much there is.
-        total_bytes: u64,
-    },
-    /// The offset is no block's.
-    #[error("{offset:#x} is not the offset of an allocated block of the device's memory")]
-    NotAllocated {
-        /// The offset given.
-        offset: u64,
-    },
-    /// The cell is not empty.
-    #[error("the cell at {cell:#x} names {found:#x} already: free that first")]
-    CellInUse {
-        /// Where the cell is.
-        cell: u64,
-        /// What stands in it.
-        found: u64,
-    },
-    /// The pool's lock was not to be had.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-    /// The heap around it failed.
-    #[error(transparent)]
-    Alloc(#[from] AllocError),
-}
+/// How long those wait for the lock who only look: a daemon does, and some process may keep it for spite.
+const ONLOOKERS_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How a pool is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,13 +261,14 @@ impl DevicePool {
     /// # Errors
     /// [`PoolError::Lock`].
     pub fn report(&self) -> Result<PoolReport, PoolError> {
-        let _guard = self.lock()?;
+        let _guard = self.lock_within(ONLOOKERS_PATIENCE)?;
         let (_, taken, starts) = self.parts()?;
         let Geometry { granule_bytes, granules } = self.geometry;
         let (mut largest, mut at) = (0, 0);
         while at < granules {
             let from = taken.next(at, granules, false);
-            at = taken.next(from, granules, true);
+            // At least one on, whoever changes bits meanwhile.
+            at = taken.next((from + 1).min(granules), granules, true);
             largest = largest.max(at - from);
         }
         Ok(PoolReport {
@@ -342,7 +284,7 @@ impl DevicePool {
     /// # Errors
     /// [`PoolError::Lock`].
     pub fn check(&self) -> Result<CheckReport, PoolError> {
-        let _guard = self.lock()?;
+        let _guard = self.lock_within(ONLOOKERS_PATIENCE)?;
         let (header, taken, starts) = self.parts()?;
         let granules = self.geometry.granules;
         let mut report = CheckReport { units: granules, ..CheckReport::default() };
@@ -485,8 +427,12 @@ impl DevicePool {
 
     /// Takes the lock, and finishes what one that died with it was about.
     fn lock(&self) -> Result<RobustGuard<'_>, PoolError> {
+        self.lock_within(PATIENCE)
+    }
+
+    fn lock_within(&self, patience: Duration) -> Result<RobustGuard<'_>, PoolError> {
         let (header, taken, starts) = self.parts()?;
-        let guard = header.lock.lock()?;
+        let guard = header.lock.lock_timeout(patience)?;
         // ORDER: Acquire pairs with the Release of `begin`.
         let doing = header.doing.load(Ordering::Acquire);
         if doing != IDLE {
