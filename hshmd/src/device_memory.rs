@@ -20,6 +20,7 @@ use crate::access::Peer;
 use crate::error::internal_reply;
 use crate::gpu;
 use crate::manager::{KeptName, Manager};
+use crate::quota::{Demand, Usage};
 use crate::registry::{Registry, lock};
 use crate::segment::Segment;
 
@@ -31,6 +32,8 @@ pub(crate) const KEPT: &str = "device.";
 pub(crate) struct DeviceMemory {
     pub(crate) info: DeviceMemoryInfo,
     pub(crate) file: OwnedFd,
+    /// Whose segment.
+    uid: u32,
 }
 
 /// All segments'.
@@ -78,17 +81,17 @@ impl DeviceMemories {
         registry: &Registry,
     ) {
         for (text, file) in kept {
-            let found = parse(&text).filter(|(name, _)| {
-                registry
-                    .get(&name.segment)
-                    .is_ok_and(|found| KeptName::from(&found.record) == *name)
+            let found = parse(&text).and_then(|(name, info)| {
+                let segment = registry.get(&name.segment).ok()?;
+                let uid = segment.record.uid;
+                (KeptName::from(&segment.record) == name).then_some((name, info, uid))
             });
-            if let Some((name, info)) = found {
-                info!(segment = name.segment, bytes = info.bytes, "adopted a device's memory");
-                lock(&self.held).insert(name, Arc::new(DeviceMemory { info, file }));
-            } else {
+            let Some((name, info, uid)) = found else {
                 registry.manager.forget_named(&text);
-            }
+                continue;
+            };
+            info!(segment = name.segment, bytes = info.bytes, "adopted a device's memory");
+            lock(&self.held).insert(name, Arc::new(DeviceMemory { info, file, uid }));
         }
     }
 
@@ -144,6 +147,13 @@ impl DeviceMemories {
         if self.of(segment).is_some() {
             return Err(refused(ErrorCode::Exists, &"it has some already", ""));
         }
+        let owner = segment.record.uid;
+        let backend = segment.record.backend;
+        // Counted by itself: it is not the machine's memory.
+        let verb = "add device memory to";
+        let demand = Demand { verb, name, backend, size_bytes: bytes, present_bytes: 0 };
+        demand.check_limits(&registry.limits, self.usage(|_| true))?;
+        demand.check_user_limits(&registry.limits, owner, self.usage(|uid| uid == owner))?;
         let (file, bytes) = gpu::take_memory(vendor, device, bytes).map_err(|why| {
             let advice = "ask hshmctl status what the daemon finds; a service that may not open devices needs PrivateDevices=no and DeviceAllow=";
             refused(ErrorCode::BadArgument, &why, advice)
@@ -157,7 +167,7 @@ impl DeviceMemories {
             refused(code, &error, "make the segment larger, or the device memory smaller")
         })?;
         let info = DeviceMemoryInfo { vendor, device, bytes, pool: pool.offset() };
-        let memory = Arc::new(DeviceMemory { info, file });
+        let memory = Arc::new(DeviceMemory { info, file, uid: owner });
         let key = KeptName::from(&segment.record);
         registry.manager.keep_named(&Kept(&key, &info).to_string(), memory.file.as_fd());
         lock(&self.held).insert(key.clone(), Arc::clone(&memory));
@@ -168,6 +178,13 @@ impl DeviceMemories {
             return Err(refused(ErrorCode::NotFound, &"it was destroyed meanwhile", ""));
         }
         Ok(memory)
+    }
+
+    /// How much there is of some users'.
+    fn usage(&self, is_counted: impl Fn(u32) -> bool) -> Usage {
+        let held = lock(&self.held);
+        let counted = held.values().filter(|memory| is_counted(memory.uid));
+        Usage { segments: 0, bytes: counted.map(|memory| memory.info.bytes).sum() }
     }
 
     /// What is in the pool of a segment's.

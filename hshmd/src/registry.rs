@@ -37,7 +37,7 @@ const LEAST_DEFAULT_CAPACITY: u64 = 4 << 20;
 pub(crate) struct Registry {
     pub(crate) state: StateDir,
     pub(crate) namespace: Namespace,
-    limits: Limits,
+    pub(crate) limits: Limits,
     pub(crate) manager: Manager,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
     /// Held by whoever creates, destroys, repairs or grows, so that limits and names hold meanwhile. True when

@@ -291,13 +291,17 @@ fn device_memory_outlives_the_daemon_where_it_is_kept() {
     let manager = Manager::new(&site);
     let library = doubles::library(doubles::GpuVendor::Cuda, doubles::Double::Whole);
     let start = || {
-        let mut command = manager.command(&site, &[]);
+        let config = site.write_config("[limits]\nmax_segment_bytes = \"64M\"\n");
+        let mut command = manager.command(&site, &["--config", config.to_str().unwrap()]);
         command.env("HSHM_LIBCUDA", &library);
         site.launch(command, &site.socket())
     };
     let mut daemon = start();
     let mut client = daemon.client();
     client.create(small("g", BackendKind::CudaShm));
+    let more = RequestBody::AddDeviceMemory { name: "g".into(), device: 1, bytes: 65 << 20 };
+    let refused = client.refused(more, ErrorCode::Quota);
+    assert!(refused.message.contains("65 MiB") && refused.message.contains("64 MiB"), "{refused}");
     let add = RequestBody::AddDeviceMemory { name: "g".into(), device: 1, bytes: 2 << 20 };
     let (reply, files) = client.try_ask(add).unwrap();
     let Ok(ReplyBody::DeviceMemory(info)) = reply else { panic!("{reply:?}") };
