@@ -202,6 +202,13 @@ fn cached_of_all_sorts(w: &World) {
     w.drop_blocks(1..w.known());
 }
 
+/// Some blocks of a page stand in the cache, others are allocated.
+fn cached_of_a_page_in_use(w: &World) {
+    cached(w);
+    w.hold(8, SMALL);
+    w.drop_blocks(1..6);
+}
+
 /// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
 fn full_page_and_one(w: &World) {
     w.hold(SMALL_PER_PAGE + 1, SMALL);
@@ -505,20 +512,11 @@ pub const OPERATIONS: &[Operation] = &[
         FREES_SMALL,
     )
     .roomy(),
-    keep(
-        "free beside a full cache",
-        |w| {
-            cached(w);
-            w.hold(8, SMALL);
-            w.drop_blocks(1..6);
-        },
-        free_first,
-        FREES_SMALL,
-    )
-    .roomy(),
+    keep("free beside a full cache", cached_of_a_page_in_use, free_first, FREES_SMALL).roomy(),
     keep("free another's to a full cache", cached_anothers, free_first, FREES_SMALL)
         .after(|w| w.hold(8, SMALL))
         .roomy(),
+    keep("leave a page in use", cached_of_a_page_in_use, leave, EXACT).roomy().long(),
     keep("leave with a cache", cached_of_all_sorts, leave, EXACT)
         .after(|w| w.hold(5, SMALL))
         .roomy()
