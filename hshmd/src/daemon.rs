@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Limits};
 use crate::device_memory::DeviceMemories;
 use crate::error::DaemonError;
 use crate::gpu::Drivers;
@@ -26,6 +26,7 @@ use crate::registry::Registry;
 use crate::session::serve;
 use crate::size::format_size;
 use crate::state::StateDir;
+use crate::strangers::Strangers;
 
 /// The daemon's release.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -34,8 +35,9 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 const BLOCKING_THREADS: usize = 16;
 const CLIENT_BLOCKING_THREADS: usize = 12;
 
-/// Connections beyond the limit on sessions that may be open for a greeting, or its refusal. Further
-/// ones wait in the kernel's queue.
+/// Connections beyond the limit on sessions that may be open for a greeting, or its refusal, of which one
+/// user has at most [`MAX_USER_STRANGERS`](crate::strangers::MAX_USER_STRANGERS). Further ones wait in
+/// the kernel's queue.
 const MAX_STRANGERS: usize = 128;
 
 /// How long sessions may take to finish what they are doing when the daemon stops.
@@ -48,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) registry: Arc<Registry>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) watcher: Watcher,
+    pub(crate) strangers: Arc<Strangers>,
     pub(crate) blocking_permits: Arc<Semaphore>,
     pub(crate) counted: Counted,
     pub(crate) drivers: Drivers,
@@ -90,6 +93,7 @@ async fn run_async(
     let manager = Manager::of_environment();
     manager.notify(&[NotifyState::Status("taking over segments")]);
     manager.check_room(config.limits.max_segments);
+    let strangers = fit_descriptors(&mut config.limits);
     let state = StateDir::open(&config.state_dir)?;
     let namespace = Namespace::of(&config.state_dir)
         .map_err(|error| DaemonError::file("cannot find", &config.state_dir, error))?;
@@ -121,6 +125,7 @@ async fn run_async(
         registry,
         processes,
         watcher,
+        strangers: Arc::default(),
         blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
         counted: Counted::default(),
         drivers: Drivers::default(),
@@ -149,7 +154,7 @@ async fn run_async(
     on_ready(&shared.config);
 
     let mut sessions = JoinSet::new();
-    let signal = accept_until(&shared, &listener, &mut signals, &mut sessions).await;
+    let signal = accept_until(&shared, strangers, &listener, &mut signals, &mut sessions).await;
 
     info!(signal, "stopping");
     manager.notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
@@ -176,11 +181,12 @@ async fn run_async(
 /// Serves connections until a signal says stop. Returns its name.
 async fn accept_until(
     shared: &Arc<Shared>,
+    strangers: usize,
     listener: &Listener,
     signals: &mut Signals,
     sessions: &mut JoinSet<()>,
 ) -> &'static str {
-    let most = shared.config.limits.max_sessions.saturating_add(MAX_STRANGERS);
+    let most = shared.config.limits.max_sessions.saturating_add(strangers);
     let mut failing = false;
     loop {
         tokio::select! {
@@ -244,4 +250,24 @@ fn raise_descriptor_limit() {
     {
         warn!(%errno, "cannot raise the limit on open files");
     }
+}
+
+/// Lets no more sessions in than there are descriptors for, so that some are left for segments and
+/// records: a daemon without any could not serve those either who are connected. How many connections
+/// may be open besides, for a greeting.
+fn fit_descriptors(limits: &mut Limits) -> usize {
+    let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return MAX_STRANGERS };
+    // A connection takes two; a quarter is for other things.
+    let connections = usize::try_from(files / 4 * 3 / 2).unwrap_or(usize::MAX);
+    let strangers = MAX_STRANGERS.min(connections / 4).max(1);
+    let most = connections.saturating_sub(strangers).max(1);
+    if limits.max_sessions > most {
+        warn!(
+            files,
+            sessions = most,
+            "the limit on open files leaves room for fewer sessions than limits.max_sessions: raise it (LimitNOFILE=, ulimit -n)"
+        );
+        limits.max_sessions = most;
+    }
+    strangers
 }

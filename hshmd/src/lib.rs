@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
 //! | [`daemon`] | the order of starting, running and stopping |
-//! | `listen`, `socket`, `session`, `handlers` | connections, packets, and what each request does |
+//! | `listen`, `socket`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
 //! | `registry`, `segment`, `adopt`, `quota`, `access` | segments, their owners and limits |
 //! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
@@ -43,5 +43,6 @@ mod session;
 pub mod size;
 mod socket;
 mod state;
+mod strangers;
 
 pub use error::DaemonError;

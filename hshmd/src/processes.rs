@@ -1,7 +1,8 @@
 //! The processes that the daemon knows: those connected, and those that hold worker slots.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
+use std::ops::Bound;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use hshm_memory::ProcessId;
@@ -124,7 +125,11 @@ impl Processes {
         if table.connections.len() >= limits.max_sessions {
             return Err(TooMany::InAll(limits.max_sessions));
         }
-        if let Some(most) = limits.max_user_sessions.filter(|_| is_limited(peer.uid)) {
+        if is_limited(peer.uid) {
+            // One user never takes the last places, so that others, and the administrator, get in.
+            let least_kept = limits.max_sessions.div_ceil(4);
+            let most = limits.max_sessions.saturating_sub(least_kept).max(1);
+            let most = limits.max_user_sessions.map_or(most, |set| set.min(most));
             let same_user = |connection: &&Connection| connection.peer.uid == peer.uid;
             if table.connections.values().filter(same_user).count() >= most {
                 return Err(TooMany::OfUser(most));
@@ -259,8 +264,13 @@ impl Processes {
     pub(crate) fn page(&self, after: Option<u64>, viewer: &Peer) -> (Vec<SessionInfo>, bool) {
         let table = self.table();
         let no_slots = BTreeSet::new();
+        let may_see = |uid: Option<u32>| viewer.is_admin() || uid == Some(viewer.uid);
         let mut sessions = Vec::new();
-        for (number, connection) in &table.connections {
+        // No more than can be shown are described: who asks for page after page costs little.
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let connections = table.connections.range((first, Bound::Unbounded));
+        let connections = connections.filter(|(_, found)| may_see(Some(found.peer.uid)));
+        for (number, connection) in connections.take(SESSIONS_PER_PAGE + 1) {
             let process = connection.peer.process.unwrap_or_default();
             let holds = table.watched.get(&process).map_or(&no_slots, |watched| &watched.holds);
             let segments = connection.attached.union(holds).cloned().collect();
@@ -272,19 +282,27 @@ impl Processes {
                 segments,
             ));
         }
-        for (process, watched) in &table.watched {
-            if !watched.holds.is_empty() && !table.is_connected(*process) {
-                sessions.push(entry(
-                    (watched.number, *process, watched.uid, watched.gid, watched.since_unix_ms),
-                    command_name(*process),
-                    SessionState::Holding,
-                    watched.holds.clone(),
-                ));
-            }
+        let connected: HashSet<_> =
+            table.connections.values().filter_map(|found| found.peer.process).collect();
+        let mut holding: Vec<_> = table
+            .watched
+            .iter()
+            .filter(|(process, watched)| {
+                let beyond = after.is_none_or(|after| watched.number > after);
+                let holds = !watched.holds.is_empty() && !connected.contains(process);
+                beyond && holds && may_see(watched.uid)
+            })
+            .collect();
+        holding.sort_unstable_by_key(|(_, watched)| watched.number);
+        for (process, watched) in holding.into_iter().take(SESSIONS_PER_PAGE + 1) {
+            sessions.push(entry(
+                (watched.number, *process, watched.uid, watched.gid, watched.since_unix_ms),
+                command_name(*process),
+                SessionState::Holding,
+                watched.holds.clone(),
+            ));
         }
         drop(table);
-        sessions.retain(|session| viewer.is_admin() || session.uid == Some(viewer.uid));
-        sessions.retain(|session| after.is_none_or(|after| session.session > after));
         sessions.sort_by_key(|session| session.session);
         let more = sessions.len() > SESSIONS_PER_PAGE;
         sessions.truncate(SESSIONS_PER_PAGE);

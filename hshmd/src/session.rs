@@ -13,6 +13,7 @@ use hshm_proto::{
     ErrorCode, ErrorReply, Hello, Refusal, Reply, VersionRange, Welcome, decode_request,
     encode_reply, peek_id,
 };
+use nix::sys::socket::{getsockopt, sockopt};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -21,6 +22,7 @@ use crate::daemon::{Shared, VERSION};
 use crate::handlers::{Caller, Passed, handle};
 use crate::processes::{Connected, TooMany};
 use crate::socket::{PacketSocket, Received};
+use crate::strangers::MAX_USER_STRANGERS;
 
 /// How long a client may take to send its greeting, or to read a reply.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -34,6 +36,24 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
             return;
         }
     };
+    // Before anything else is found out about it, which takes descriptors.
+    let stranger = match getsockopt(&socket, sockopt::PeerCredentials) {
+        Ok(credentials) => shared.strangers.enter(credentials.uid()),
+        Err(error) => {
+            debug!(%error, "a client was gone before it could be identified");
+            return;
+        }
+    };
+    let Some(stranger) = stranger else {
+        let message = format!(
+            "{MAX_USER_STRANGERS} connections of this user have not sent a greeting yet, and no more are allowed"
+        );
+        let busy =
+            refusal(ErrorCode::Busy, message, "try again later, and close those connections");
+        // Its queue is empty, so there is no waiting.
+        let _ = send(&socket, &busy.encode()).await;
+        return;
+    };
     let (peer, pidfd) = match Peer::of(&socket) {
         Ok(found) => found,
         Err(error) => {
@@ -43,6 +63,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
     };
     let close = Arc::new(Notify::new());
     let Some((caller, connected)) = greet(&shared, &socket, peer, &close).await else { return };
+    drop(stranger);
     let session = caller.session;
     if let (Some(process), Some(pidfd)) = (caller.peer.process, pidfd)
         && let Err(error) = shared.watcher.watch(process, Some(&caller.peer), pidfd)
@@ -60,6 +81,16 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
     match ended {
         Ok(why) => debug!(session, why, "session ended"),
         Err(error) => debug!(session, %error, "session broken off"),
+    }
+}
+
+fn refusal(code: ErrorCode, message: String, advice: &str) -> Refusal {
+    Refusal {
+        code: code.to_u32(),
+        versions: VersionRange::SUPPORTED,
+        server_version: VERSION.to_owned(),
+        message,
+        advice: advice.to_owned(),
     }
 }
 
@@ -83,13 +114,6 @@ async fn greet(
         Received::TooLong => Err("the greeting is too long".to_owned()),
         Received::Descriptors => Err("the greeting came with file descriptors".to_owned()),
         Received::Closed => return None,
-    };
-    let refusal = |code: ErrorCode, message: String, advice: &str| Refusal {
-        code: code.to_u32(),
-        versions: VersionRange::SUPPORTED,
-        server_version: VERSION.to_owned(),
-        message,
-        advice: advice.to_owned(),
     };
     let accepted = hello
         .map_err(|why| refusal(ErrorCode::Malformed, why, "use a client of hshm to talk to hshmd"))
