@@ -18,4 +18,5 @@ pages! {
     Crashes: "application/crashes.md",
     Allocators: "application/allocators.md",
     Collections: "application/collections.md",
+    Devices: "devices.md",
 }
