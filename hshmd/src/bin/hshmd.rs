@@ -33,7 +33,7 @@ directory FILE.d say, the last by name before the others, then FILE):
   max_sessions = 4096
   max_user_segments = 64          # of one user, root and the daemon's own excepted; no limits by
   max_user_bytes = \"16G\"         # default
-  max_user_sessions = 256
+  max_user_sessions = 256         # and never more than three quarters of max_sessions
   [metrics]
   listen = \"/run/hshm/metrics.sock\"  # OpenMetrics over HTTP, GET /metrics; also 127.0.0.1:9177
                                   # [default: nowhere]

@@ -85,7 +85,8 @@ pub struct Limits {
     pub max_user_segments: Option<u64>,
     /// Length of all segments of one user together, in bytes.
     pub max_user_bytes: Option<u64>,
-    /// Connections that one user may have at once.
+    /// Connections that one user may have at once; in any case no more than three quarters of
+    /// `max_sessions`.
     pub max_user_sessions: Option<usize>,
 }
 
