@@ -19,6 +19,7 @@ use hshm_proto::{
 use crate::allocator::SegmentAllocator;
 use crate::connection::{Answer, Connection, Failure};
 use crate::error::Error;
+use crate::events::Events;
 use crate::segment::{DeviceChoice, Segment};
 use crate::target::Target;
 
@@ -374,6 +375,27 @@ impl Client {
         Ok(found)
     }
 
+    /// What happens from now on to the segments that this user may see, or to the one of a name, which
+    /// need not exist yet. It takes a session of its own.
+    ///
+    /// # Errors
+    /// [`Error::Daemon`] if the name cannot be one; or as for any request.
+    pub fn events(&self, name: Option<&str>) -> Result<Events, Error> {
+        let Inner { target, timeout, name: called, .. } = &*self.inner;
+        let first = ProcessState::new();
+        let (target, called) = (target.clone(), called.clone());
+        let inner = Inner { target, timeout: *timeout, name: called, first };
+        Events::begin(Self { inner: Arc::new(inner) }, name)
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.inner.timeout
+    }
+
+    pub(crate) fn request(&self, body: RequestBody) -> Result<ReplyBody, Error> {
+        self.inner.request(body)
+    }
+
     /// The daemon itself.
     ///
     /// # Errors
@@ -516,7 +538,7 @@ fn is_idempotent(body: &RequestBody) -> bool {
     )
 }
 
-fn unexpected(verb: &'static str) -> Error {
+pub(crate) fn unexpected(verb: &'static str) -> Error {
     Error::Protocol { verb, why: "it answers another request".into() }
 }
 

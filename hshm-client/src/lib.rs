@@ -44,6 +44,7 @@ mod client;
 mod connection;
 mod device_part;
 mod error;
+mod events;
 mod segment;
 mod target;
 
@@ -51,6 +52,7 @@ pub use allocator::SegmentAllocator;
 pub use client::{Client, ClientBuilder, Inspection};
 pub use device_part::DevicePart;
 pub use error::Error;
+pub use events::{Events, Watched};
 pub use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
 pub use hshm_memory::gpu;
 pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
@@ -64,7 +66,7 @@ pub use hshm_memory::{
 /// defaults; change its fields as needed.
 pub use hshm_proto::CreateSegment as CreateOptions;
 pub use hshm_proto::{
-    AllocatorKind, DeviceMemoryInfo, DriverStatus, ErrorCode, ErrorReply, SegmentDevice,
-    SegmentInfo, SessionInfo, SessionState, StatusInfo, VersionMismatch,
+    AllocatorKind, DeviceMemoryInfo, DriverStatus, ErrorCode, ErrorReply, Event, EventKind,
+    SegmentDevice, SegmentInfo, SessionInfo, SessionState, StatusInfo, VersionMismatch,
 };
 pub use segment::{DeviceChoice, Segment};

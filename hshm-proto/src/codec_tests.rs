@@ -6,13 +6,14 @@ use hshm_memory::gpu::{DeviceInfo, DriverInfo, GpuVendor};
 use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
 use hshm_memory::{
     AllocatorId, AllocatorKind, BackendKind, BackendOptions, CheckReport, HeapReport,
-    OffsetPointer, OnExit, ProcessId, RepairReport,
+    OffsetPointer, OnExit, ProcessId, RecoveryReport, RepairReport,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
 use crate::error::{ErrorCode, ErrorReply};
+use crate::event::{Event, EventCursor, EventKind, EventPage};
 use crate::limits::*;
 use crate::message::*;
 
@@ -107,10 +108,38 @@ fn request() -> impl Strategy<Value = RequestBody> {
         text().prop_map(|name| RequestBody::Device { name }),
         text().prop_map(|name| RequestBody::DeviceMemory { name }),
         text().prop_map(|name| RequestBody::DevicePool { name }),
+        (proptest::option::of(text()), any::<Option<(u64, u64)>>(), any::<u32>()).prop_map(
+            |(name, after, wait_ms)| {
+                let after = after.map(|(run, sequence)| EventCursor { run, sequence });
+                RequestBody::Events { name, after, wait_ms }
+            }
+        ),
         (text(), any::<u32>(), any::<u64>()).prop_map(|(name, device, bytes)| {
             RequestBody::AddDeviceMemory { name, device, bytes }
         }),
     ]
+}
+
+fn longest_events() -> ReplyBody {
+    let report = RecoveryReport {
+        slots: u32::MAX,
+        operations_completed: u32::MAX,
+        operations_undone: u32::MAX,
+        pages_abandoned: u64::MAX,
+        pages_freed: u64::MAX,
+    };
+    let event = Event {
+        sequence: u64::MAX,
+        unix_ms: u64::MAX,
+        segment: "n".repeat(MAX_SEGMENT_NAME_BYTES),
+        what: EventKind::Recovered { process: longest_process(), report, micros: u64::MAX },
+    };
+    ReplyBody::Events(EventPage {
+        events: vec![event; EVENTS_PER_PAGE],
+        cursor: EventCursor { run: u64::MAX, sequence: u64::MAX },
+        missed: u64::MAX,
+        restarted: true,
+    })
 }
 
 /// A segment with every field at its longest.
@@ -260,6 +289,7 @@ fn longest_replies() -> Vec<ReplyBody> {
                 largest_free_bytes: u64::MAX,
             },
         ))),
+        longest_events(),
         ReplyBody::Checked(check),
         ReplyBody::Memory(memory),
     ]

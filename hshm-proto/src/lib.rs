@@ -21,6 +21,7 @@
 
 mod codec;
 mod error;
+mod event;
 mod handshake;
 pub mod limits;
 mod message;
@@ -30,6 +31,7 @@ mod wire;
 
 pub use codec::{CodecError, decode_reply, decode_request, encode_reply, encode_request, peek_id};
 pub use error::{ErrorCode, ErrorReply};
+pub use event::{Event, EventCursor, EventKind, EventPage};
 pub use handshake::{
     Hello, Refusal, Version, VersionMismatch, VersionRange, Welcome, WelcomeOrRefusal,
 };

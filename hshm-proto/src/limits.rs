@@ -34,6 +34,12 @@ pub const SEGMENTS_PER_SESSION_SHOWN: usize = 8;
 /// Devices shown of one driver.
 pub const DEVICES_SHOWN: usize = 64;
 
+/// Events in one page.
+pub const EVENTS_PER_PAGE: usize = 256;
+
+/// The longest that a request for events waits for one, in milliseconds.
+pub const MAX_EVENT_WAIT_MS: u32 = 10_000;
+
 /// Worker slots in one page of an inspection.
 pub const WORKERS_PER_PAGE: usize = 1024;
 

@@ -16,6 +16,7 @@ use hshm_memory::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorReply;
+use crate::event::{EventCursor, EventPage};
 
 /// A request packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +140,18 @@ pub enum RequestBody {
         /// The segment.
         name: String,
     },
+    /// What happened to segments that the caller may see. Answered by [`ReplyBody::Events`]: as soon as
+    /// there is something to tell, or empty when the time is over.
+    Events {
+        /// Of this segment only; it need not exist yet.
+        name: Option<String>,
+        /// After these. Without a cursor the answer has no events, but the cursor of the last one that
+        /// there was, and comes at once.
+        after: Option<EventCursor>,
+        /// How long to wait for something, in milliseconds; the daemon waits at most
+        /// [`MAX_EVENT_WAIT_MS`](crate::limits::MAX_EVENT_WAIT_MS).
+        wait_ms: u32,
+    },
 }
 
 impl RequestBody {
@@ -164,6 +177,7 @@ impl RequestBody {
             Self::AddDeviceMemory { .. } => "add device memory to",
             Self::DeviceMemory { .. } => "attach device memory of",
             Self::DevicePool { .. } => "inspect",
+            Self::Events { .. } => "watch",
         }
     }
 }
@@ -260,6 +274,8 @@ pub enum ReplyBody {
     DeviceMemory(DeviceMemoryInfo),
     /// The device's own memory that a segment has, if it has some, and what is in it.
     DevicePool(Option<(DeviceMemoryInfo, PoolReport)>),
+    /// A page of events.
+    Events(EventPage),
 }
 
 /// Memory of a device's own that belongs to a segment.

@@ -198,8 +198,10 @@ impl RequestBody {
             | Self::DeviceMemory { name }
             | Self::DevicePool { name }
             | Self::AddDeviceMemory { name, .. }
-            | Self::List { after: Some(name) } => validate_segment_name(name),
+            | Self::List { after: Some(name) }
+            | Self::Events { name: Some(name), .. } => validate_segment_name(name),
             Self::List { after: None }
+            | Self::Events { name: None, .. }
             | Self::Sessions { .. }
             | Self::Status
             | Self::Ping

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use hshm_memory::{AnyAllocator, BackendOptions, CheckReport, ProcessId};
 use hshm_proto::limits::{MAX_TEXT_BYTES, SEGMENTS_PER_PAGE, WORKERS_PER_PAGE, truncated};
 use hshm_proto::{
-    CreateSegment, ErrorCode, ErrorReply, HeapPage, ReplyBody, RequestBody, StatusInfo,
+    CreateSegment, ErrorCode, ErrorReply, EventKind, HeapPage, ReplyBody, RequestBody, StatusInfo,
     VersionRange,
 };
 use tracing::{error, info};
@@ -15,6 +15,7 @@ use crate::access::Peer;
 use crate::daemon::Shared;
 use crate::device_memory::DeviceMemory;
 use crate::error::{internal_reply, shutting_down};
+use crate::events::is_ending;
 use crate::gpu;
 use crate::segment::Segment;
 
@@ -78,6 +79,10 @@ pub(crate) async fn handle(
                 .await?
         }
         RequestBody::Detach { name } => detach(shared, caller, &name)?,
+        RequestBody::Events { name, after, wait_ms } => {
+            let events = &shared.registry.events;
+            ReplyBody::Events(events.after(&caller.peer, name.as_deref(), after, wait_ms).await)
+        }
         RequestBody::Ping => ReplyBody::Done,
         RequestBody::Sessions { after } => {
             let (sessions, more) = shared.processes.page(after, &caller.peer);
@@ -266,7 +271,10 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
             format_args!("upgrade {older}, so that both are of the same hshm release"),
         ));
     }
-    shared.processes.attach(caller.session, name);
+    if shared.processes.attach(caller.session, name) {
+        let attached = EventKind::Attached { session: caller.session, process: identity };
+        shared.registry.events.publish(&segment.record, attached);
+    }
     hshm_memory::crash_point!("daemon.attached");
     Ok(Outcome {
         body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
@@ -276,6 +284,7 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
 
 fn detach(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
     if shared.processes.detach(caller.session, name) {
+        detached(shared, caller, name);
         return Ok(ReplyBody::Done);
     }
     shared.registry.get(name)?;
@@ -284,6 +293,27 @@ fn detach(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Err
         format_args!("this session has not attached segment {name:?}"),
         "",
     ))
+}
+
+fn detached(shared: &Shared, caller: &Caller, name: &str) {
+    // One that is gone meanwhile is told of as such.
+    if let Ok(segment) = shared.registry.get(name) {
+        let (session, process) = (caller.session, caller.peer.process.unwrap_or_default());
+        let detached = EventKind::Detached { session, process };
+        shared.registry.events.publish(&segment.record, detached);
+    }
+}
+
+/// A session ended: it has nothing attached any more. If its process dies, that is what is told.
+pub(crate) fn forget_session(shared: &Shared, caller: &Caller) {
+    let attached = shared.processes.end(caller.session);
+    if attached.is_empty() {
+        return;
+    }
+    match caller.peer.process.filter(|process| is_ending(*process)) {
+        Some(process) => shared.processes.leave(process, attached),
+        None => attached.iter().for_each(|name| detached(shared, caller, name)),
+    }
 }
 
 fn inspect(

@@ -24,6 +24,7 @@ pub mod config;
 pub mod daemon;
 mod device_memory;
 mod error;
+mod events;
 pub mod gpu;
 mod handlers;
 mod listen;

@@ -62,6 +62,8 @@ struct Watched {
     since_unix_ms: u64,
     /// Segments it held worker slots of when they were last searched.
     holds: BTreeSet<String>,
+    /// Segments that a session of it had attached when its end began.
+    left: BTreeSet<String>,
     watcher: AbortHandle,
 }
 
@@ -147,9 +149,24 @@ impl Processes {
         Ok(Connected { processes: Arc::clone(self), number })
     }
 
-    pub(crate) fn attach(&self, number: u64, segment: &str) {
-        if let Some(connection) = self.table().connections.get_mut(&number) {
-            connection.attached.insert(segment.to_owned());
+    /// False if the session had it attached already.
+    pub(crate) fn attach(&self, number: u64, segment: &str) -> bool {
+        let mut table = self.table();
+        let found = table.connections.get_mut(&number);
+        found.is_some_and(|connection| connection.attached.insert(segment.to_owned()))
+    }
+
+    /// A session ends: what it had attached.
+    pub(crate) fn end(&self, number: u64) -> BTreeSet<String> {
+        let mut table = self.table();
+        let found = table.connections.get_mut(&number);
+        found.map(|connection| std::mem::take(&mut connection.attached)).unwrap_or_default()
+    }
+
+    /// A process that is about to die had these attached.
+    pub(crate) fn leave(&self, process: ProcessId, segments: BTreeSet<String>) {
+        if let Some(watched) = self.table().watched.get_mut(&process) {
+            watched.left.extend(segments);
         }
     }
 
@@ -204,23 +221,30 @@ impl Processes {
             gid: peer.map(|peer| peer.gid),
             since_unix_ms: now_unix_ms(),
             holds: BTreeSet::new(),
+            left: BTreeSet::new(),
             watcher,
         };
         table.watched.insert(process, watched);
         true
     }
 
-    /// The process died: its connections are closed, and it is watched no more.
-    pub(crate) fn died(&self, process: ProcessId) {
+    /// The process died: its connections are closed, and it is watched no more. Returns the segments
+    /// that it had attached or held worker slots of, as far as is known.
+    pub(crate) fn died(&self, process: ProcessId) -> BTreeSet<String> {
         let mut table = self.table();
+        let mut used = BTreeSet::new();
         if let Some(watched) = table.watched.remove(&process) {
             watched.watcher.abort();
+            used = watched.holds;
+            used.extend(watched.left);
         }
-        for connection in table.connections.values() {
+        for connection in table.connections.values_mut() {
             if connection.peer.process == Some(process) {
                 connection.close.notify_one();
+                used.append(&mut connection.attached);
             }
         }
+        used
     }
 
     /// What a search of all segments found: who holds slots of which. Processes that hold none and

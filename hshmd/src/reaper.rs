@@ -9,9 +9,10 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hshm_memory::{ProcessId, RecoveryReport};
+use hshm_proto::EventKind;
 use nix::errno::Errno;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -165,14 +166,28 @@ impl Reaper {
 
     /// Recovers all that a dead process left.
     async fn bury(&mut self, dead: ProcessId) {
-        self.processes.died(dead);
+        let used = self.processes.died(dead);
         let registry = Arc::clone(&self.registry);
         let recovered = tokio::task::spawn_blocking(move || {
             let mut total = RecoveryReport::default();
+            let died = EventKind::Died { process: dead };
+            for name in &used {
+                // One that is gone meanwhile has lost nothing.
+                if let Ok(segment) = registry.get(name) {
+                    registry.events.publish(&segment.record, died.clone());
+                }
+            }
             for segment in registry.all() {
                 let Some(allocator) = segment.usable() else { continue };
+                let begun = Instant::now();
                 let report = allocator.recover(dead);
                 if report != RecoveryReport::default() {
+                    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+                    if !used.contains(&segment.record.name) {
+                        registry.events.publish(&segment.record, died.clone());
+                    }
+                    let recovered = EventKind::Recovered { process: dead, report, micros };
+                    registry.events.publish(&segment.record, recovered);
                     info!(
                         segment = segment.record.name,
                         pid = dead.pid,

@@ -9,11 +9,12 @@ use hshm_memory::{
     AllocatorId, AnyAllocator, Backend, BackendKind, BackendOptions, CudaShmMmap, InitOptions,
     MemfdMmap, PosixShmMmap, ProcessId, RocmShmMmap, SegmentError,
 };
-use hshm_proto::{CreateSegment, ErrorCode, ErrorReply};
+use hshm_proto::{CreateSegment, ErrorCode, ErrorReply, EventKind};
 
 use crate::access::Peer;
 use crate::config::Limits;
 use crate::error::{allocator_reply, creation_reply, internal_reply, shutting_down};
+use crate::events::Events;
 use crate::gpu;
 use crate::manager::{KeptName, Manager};
 use crate::paths::Namespace;
@@ -39,6 +40,7 @@ pub(crate) struct Registry {
     pub(crate) namespace: Namespace,
     pub(crate) limits: Limits,
     pub(crate) manager: Manager,
+    pub(crate) events: Events,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
     /// Held by whoever creates, destroys, repairs or grows, so that limits and names hold meanwhile. True when
     /// nothing may be created any more.
@@ -58,7 +60,8 @@ impl Registry {
         manager: Manager,
     ) -> Self {
         let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(false));
-        Self { state, namespace, limits, manager, segments, change }
+        let events = Events::new();
+        Self { state, namespace, limits, manager, events, segments, change }
     }
 
     /// The segment `name`.
@@ -189,7 +192,10 @@ impl Registry {
         match made {
             Ok(segment) => {
                 hshm_memory::crash_point!("daemon.create_ready");
-                Ok(self.insert(segment))
+                let (committed_bytes, uid) = (segment.committed_bytes(), segment.record.uid);
+                let segment = self.insert(segment);
+                self.events.publish(&segment.record, EventKind::Created { committed_bytes, uid });
+                Ok(segment)
             }
             Err(error) => {
                 if let Err(error) = self.state.remove(name) {
@@ -309,6 +315,7 @@ impl Registry {
         self.manager.forget(&KeptName::from(record));
         hshm_memory::crash_point!("daemon.object_removed");
         lock(&self.segments).remove(&record.name);
+        self.events.publish(record, EventKind::Destroyed);
         self.state.remove(&record.name).map_err(|error| {
             internal_reply(format_args!("cannot remove the record of {:?}: {error}", record.name))
         })?;
@@ -344,7 +351,10 @@ impl Registry {
         demand.check_limits(&self.limits, self.usage())?;
         demand.check_user_limits(&self.limits, owner, self.usage_of(owner))?;
         demand.check_machine()?;
-        allocator.grow(size_bytes).map_err(|error| allocator_reply("grow", name, &error))
+        let grown = allocator.grow(size_bytes);
+        let committed_bytes = grown.map_err(|error| allocator_reply("grow", name, &error))?;
+        self.events.publish(&segment.record, EventKind::Grown { committed_bytes });
+        Ok(committed_bytes)
     }
 
     fn write(&self, record: &Record) -> Result<(), ErrorReply> {

@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::access::Peer;
 use crate::daemon::{Shared, VERSION};
-use crate::handlers::{Caller, Passed, handle};
+use crate::handlers::{Caller, Passed, forget_session, handle};
 use crate::processes::{Connected, TooMany};
 use crate::socket::{PacketSocket, Received};
 use crate::strangers::MAX_USER_STRANGERS;
@@ -77,6 +77,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         () = close.notified() => Ok("the process died"),
         ended = converse(&shared, &socket, &caller) => ended,
     };
+    forget_session(&shared, &caller);
     drop(connected);
     match ended {
         Ok(why) => debug!(session, why, "session ended"),

@@ -18,3 +18,4 @@ mod harness;
 mod memory;
 mod paper;
 mod terminal;
+mod watch;

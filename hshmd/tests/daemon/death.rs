@@ -1,6 +1,8 @@
 //! Processes that die, and what becomes of what they held.
 
-use hshm_proto::{CreateSegment, ErrorCode, RequestBody, SessionState};
+use hshm_proto::{
+    CreateSegment, ErrorCode, Event, EventKind, ReplyBody, RequestBody, SessionState,
+};
 
 use nix::sys::signal::{Signal, kill};
 
@@ -60,6 +62,41 @@ fn the_slots_of_a_killed_client_are_recovered() {
     other.finish();
     wait_until("the other's slot is free too", || slots_in_use(&mut client, "a") == 0);
     check_is_clean(&mut client, "a");
+}
+
+#[test]
+fn who_watches_is_told_of_a_death_and_of_what_was_recovered() {
+    let site = Site::new();
+    let config = site.write_config("sweep_interval_ms = 3600000\n");
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(segment("a"));
+    let mut cursor = None;
+    let mut next = || {
+        let body = RequestBody::Events { name: Some("a".into()), after: cursor, wait_ms: 10_000 };
+        let ReplyBody::Events(page) = client.ask(body).unwrap() else { panic!("events") };
+        cursor = Some(page.cursor);
+        page.events
+    };
+    assert!(next().is_empty());
+    let worker = Worker::start(&site.socket(), "a", Role::Busy, None);
+    let pid = worker.pid();
+    let attached = next();
+    let [Event { what: EventKind::Attached { process, .. }, .. }] = attached.as_slice() else {
+        panic!("it is told that it attached: {attached:?}")
+    };
+    assert_eq!(process.pid, pid);
+    worker.kill();
+    let mut told = Vec::new();
+    while told.len() < 2 {
+        told.extend(next().into_iter().map(|event| event.what));
+    }
+    let [EventKind::Died { process: dead }, EventKind::Recovered { process: whose, report, .. }] =
+        told.as_slice()
+    else {
+        panic!("death and recovery, in this order: {told:?}")
+    };
+    assert_eq!((dead, whose, report.slots), (process, process, 1));
 }
 
 #[test]

@@ -58,6 +58,17 @@ pub(crate) enum Command {
     },
     /// List the processes that the daemon knows
     Sessions,
+    /// Tell what happens to segments, as it happens: one line each, or one JSON object a line
+    #[command(
+        after_help = "Events are created, attached, detached, died (a process that used it), \
+                            recovered (what that process held), grown and destroyed. After a restart \
+                            of the daemon it goes on with the new one; it ends with exit code 1 where \
+                            there is none."
+    )]
+    Watch {
+        /// This segment alone, which need not exist yet
+        name: Option<String>,
+    },
     /// Make a segment longer, for all who use it
     #[command(after_help = SIZES)]
     Grow {

@@ -11,6 +11,7 @@ mod list;
 mod manual;
 mod sessions;
 mod status;
+mod watch;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,6 +38,7 @@ pub(crate) fn run(args: &Args, ui: &mut Ui) -> Result<Exit> {
         Command::List => list::run(&connect(args)?, ui),
         Command::Create(create) => create::run(&connect(args)?, create, ui),
         Command::Inspect { name } => inspect::run(&connect(args)?, name, ui),
+        Command::Watch { name } => watch::run(&connect(args)?, name.as_deref(), ui),
         Command::Sessions => sessions::run(&connect(args)?, ui),
         Command::Grow { name, size } => grow::run(&connect(args)?, name, *size, ui),
         Command::Destroy { name, force } => destroy::run(&connect(args)?, name, *force, ui),
