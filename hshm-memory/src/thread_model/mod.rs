@@ -270,7 +270,7 @@ pub(crate) fn sleep(time: Duration) {
 
 /// Whether the calling thread may wait in the kernel: a user-level one would stop all that share its
 /// stream, perhaps the one that it waits for, and must [`pause`] or [`sleep`] instead.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(hshm_loom)))]
 pub(crate) fn may_block() -> bool {
     #[cfg(all(unix, feature = "argobots"))]
     return !thread_model().is_user_level();
