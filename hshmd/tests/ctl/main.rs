@@ -18,4 +18,5 @@ mod harness;
 mod memory;
 mod paper;
 mod terminal;
+mod top;
 mod watch;

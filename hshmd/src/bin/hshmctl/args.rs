@@ -58,6 +58,21 @@ pub(crate) enum Command {
     },
     /// List the processes that the daemon knows
     Sessions,
+    /// Show the segments, their occupancy and their rates of operations, live
+    #[command(
+        after_help = "Keys: q ends it, s sorts by another column, ? helps. Rates are of what \
+                            workers have counted, which they do at times and not at each block. \
+                            Where standard output is no terminal it prints one frame and ends."
+    )]
+    Top {
+        /// Seconds from one look to the next
+        #[arg(long, short, value_name = "SECONDS", default_value_t = 2)]
+        #[arg(value_parser = clap::value_parser!(u32).range(1..=3600))]
+        interval: u32,
+        /// Print one frame, measured over one interval, and end
+        #[arg(long)]
+        once: bool,
+    },
     /// Tell what happens to segments, as it happens: one line each, or one JSON object a line
     #[command(
         after_help = "Events are created, attached, detached, died (a process that used it), \

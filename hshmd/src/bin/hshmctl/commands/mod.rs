@@ -11,6 +11,7 @@ mod list;
 mod manual;
 mod sessions;
 mod status;
+mod top;
 mod watch;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -33,6 +34,10 @@ pub(crate) fn run(args: &Args, ui: &mut Ui) -> Result<Exit> {
         Command::Manual { directory } => return manual::run(directory, ui),
         Command::Check { name, repair: false } => return check::run(&connect(args)?, name, ui),
         Command::Check { name, repair: true } => return check::repair(&connect(args)?, name, ui),
+        Command::Top { interval, once } => {
+            let interval = Duration::from_secs((*interval).into());
+            return top::run(&connect(args)?, interval, *once, ui);
+        }
         Command::Doctor => return doctor::run(connect(args), ui),
         Command::Status => status::run(&connect(args)?, ui),
         Command::List => list::run(&connect(args)?, ui),

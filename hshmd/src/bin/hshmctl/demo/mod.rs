@@ -34,7 +34,7 @@ mod private_daemon;
 mod producer;
 mod progress;
 mod shared;
-mod signals;
+pub(crate) mod signals;
 mod sizing;
 mod summary;
 mod verify;

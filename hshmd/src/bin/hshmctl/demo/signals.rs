@@ -9,17 +9,17 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use crate::exit::Exit;
 
 /// The signals that ask the demo to end.
-pub(super) struct Signals(SignalFd);
+pub(crate) struct Signals(SignalFd);
 
 /// A signal came.
 #[derive(Debug, thiserror::Error)]
 #[error("interrupted by {0}")]
-pub(super) struct Interrupted(Signal);
+pub(crate) struct Interrupted(Signal);
 
 impl Signals {
     /// From now on the signals wait until they are asked for. Processes that are started inherit
     /// that, and [`Signals::restore`] the ordinary way for themselves.
-    pub(super) fn take_over() -> Result<Self> {
+    pub(crate) fn take_over() -> Result<Self> {
         let mut set = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
             set.add(signal);
@@ -30,12 +30,12 @@ impl Signals {
     }
 
     /// Lets the signals strike again.
-    pub(super) fn restore() -> Result<()> {
+    pub(crate) fn restore() -> Result<()> {
         SigSet::all().thread_unblock().context("cannot unblock signals")
     }
 
     /// Fails with [`Interrupted`] if a signal came.
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         let Some(signal) = self.0.read_signal().context("cannot read signals")? else {
             return Ok(());
         };
@@ -46,8 +46,13 @@ impl Signals {
 
 impl Interrupted {
     /// Tells the person, and the exit code.
-    pub(super) fn report(&self) -> Result<Exit> {
+    pub(crate) fn report(&self) -> Result<Exit> {
         writeln!(io::stderr().lock(), "hshmctl: {self}; nothing is left behind")?;
-        Ok(Exit::Interrupted(u8::try_from(self.0 as i32).unwrap_or(0)))
+        Ok(self.exit())
+    }
+
+    /// What the exit code is to say.
+    pub(crate) fn exit(&self) -> Exit {
+        Exit::Interrupted(u8::try_from(self.0 as i32).unwrap_or(0))
     }
 }
