@@ -55,7 +55,9 @@ pub use error::Error;
 pub use events::{Events, Watched};
 pub use hshm_memory::backend::{HugePages, NodeSet, NumaPolicy, Obtained};
 pub use hshm_memory::gpu;
-pub use hshm_memory::report::{ClassReport, OperationCounts, Violation, WorkerReport, WorkerState};
+pub use hshm_memory::report::{
+    ClassReport, Content, OperationCounts, Stretch, Violation, WorkerReport, WorkerState,
+};
 pub use hshm_memory::thread_model;
 pub use hshm_memory::{
     AllocError, Allocator, AllocatorId, BackendError, BackendKind, BackendOptions, CheckReport,

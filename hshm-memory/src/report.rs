@@ -83,6 +83,46 @@ pub struct ClassReport {
     pub allocated_blocks: u64,
 }
 
+/// A stretch of a segment, of whole units, and what it is: a page, a large block, or free memory. A
+/// segment's stretches lie one behind the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stretch {
+    /// Where it begins, in bytes from the segment's start.
+    pub offset: u64,
+    /// Its length, in bytes.
+    pub bytes: u64,
+    /// The slot of the worker that owns it; 0 for nobody.
+    pub owner: u32,
+    /// What it is.
+    #[serde(flatten)]
+    pub content: Content,
+}
+
+/// What a [`Stretch`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Content {
+    /// Anybody's to take.
+    Free,
+    /// Blocks of one size.
+    Page {
+        /// Size of each, in bytes.
+        block_bytes: u64,
+        /// How many fit.
+        blocks: u64,
+        /// How many are allocated, those in workers' caches included.
+        allocated_blocks: u64,
+    },
+    /// One block.
+    Large,
+    /// Where a worker notes what it caches.
+    Cache,
+    /// A worker is making it one of the others, or keeps it to be a large block again.
+    Changing,
+    /// None of these: somebody scribbled on the segment.
+    Unknown,
+}
+
 /// One worker slot in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerReport {

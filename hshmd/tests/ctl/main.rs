@@ -13,6 +13,7 @@ mod device_memory;
 mod doctor;
 #[path = "../../../hshm-memory/tests/gpu/doubles.rs"]
 mod doubles;
+mod dump;
 mod gpu;
 mod harness;
 mod memory;

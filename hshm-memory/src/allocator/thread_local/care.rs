@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::options::OnExit;
 use crate::pointer::AllocatorId;
 use crate::process::ProcessId;
-use crate::report::{CheckReport, HeapReport, RecoveryReport};
+use crate::report::{CheckReport, HeapReport, RecoveryReport, Stretch};
 
 impl ThreadLocalAllocator {
     /// The allocator's identity.
@@ -54,6 +54,26 @@ impl ThreadLocalAllocator {
     #[must_use]
     pub fn report(&self) -> HeapReport {
         census::report(&self.inner.view)
+    }
+
+    /// What the segment is divided into, from its first page on: some 50 bytes for each 64 KiB at most.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// use hshm_memory::report::Content;
+    ///
+    /// # let heap = doc_heap();
+    /// heap.allocate(100)?;
+    /// let stretches = heap.stretches();
+    /// let page = stretches.iter().find(|stretch| stretch.content != Content::Free).unwrap();
+    /// let Content::Page { block_bytes, allocated_blocks, .. } = page.content else { panic!() };
+    /// assert_eq!((block_bytes, allocated_blocks), (112, 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn stretches(&self) -> Vec<Stretch> {
+        census::stretches(&self.inner.view)
     }
 
     /// Walks the whole heap, follows every list, and names each invariant that is broken. On a heap

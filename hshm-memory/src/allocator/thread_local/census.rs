@@ -6,8 +6,10 @@ use super::page::Page;
 use super::size_class::{CLASSES, SMALL_CLASSES, block_bytes};
 use super::units;
 use super::view::View;
-use super::words::{Kind, SlotState};
-use crate::report::{ClassReport, HeapReport, OperationCounts, WorkerReport, WorkerState};
+use super::words::{Kind, SlotState, Tag, unit_start};
+use crate::report::{
+    ClassReport, Content, HeapReport, OperationCounts, Stretch, WorkerReport, WorkerState,
+};
 use crate::sync::Ordering;
 
 pub(super) fn report(view: &View) -> HeapReport {
@@ -17,9 +19,7 @@ pub(super) fn report(view: &View) -> HeapReport {
     let mut classes = [(0_u64, 0_u64, 0_u64); CLASSES];
     let mut uncounted_frees = 0;
     let mut free_run = 0;
-    let mut unit = view.geometry.first_unit;
-    while let Some(tag) = view.tag(unit) {
-        let mut step = 1;
+    for (unit, units, tag) in parts(view) {
         let mut is_free = false;
         match tag.kind() {
             Kind::Free => {
@@ -28,9 +28,6 @@ pub(super) fn report(view: &View) -> HeapReport {
             }
             Kind::Small | Kind::Medium => {
                 let page = Page::new(view, unit, tag);
-                if tag.kind() == Kind::Medium {
-                    step = MEDIUM_UNITS;
-                }
                 let allocated = u64::from(allocated_blocks(&page));
                 uncounted_frees += u64::from(page.local().count());
                 if let Some((pages, blocks, used)) = classes.get_mut(tag.class()) {
@@ -47,10 +44,8 @@ pub(super) fn report(view: &View) -> HeapReport {
                 }
             }
             Kind::Large => {
-                let run = units::run_of(view, unit);
-                step = run.end - run.start;
                 report.large_blocks += 1;
-                report.large_bytes += u64::from(step) * UNIT_BYTES;
+                report.large_bytes += u64::from(units) * UNIT_BYTES;
             }
             Kind::MediumBody
             | Kind::RunBody
@@ -61,7 +56,6 @@ pub(super) fn report(view: &View) -> HeapReport {
         }
         free_run = if is_free { free_run + UNIT_BYTES } else { 0 };
         report.largest_free_run_bytes = report.largest_free_run_bytes.max(free_run);
-        unit = unit.saturating_add(step);
     }
     count_cached(view, &mut classes, &mut report);
     report.allocated_blocks += report.large_blocks;
@@ -82,6 +76,66 @@ pub(super) fn report(view: &View) -> HeapReport {
     report.operations.local_frees = sum;
     report.operations = at_rest(report.operations);
     report
+}
+
+/// The pages, large blocks and other units of a segment, one behind the other: where each begins, how
+/// many units it has, and its tag.
+fn parts(view: &View) -> impl Iterator<Item = (u32, u32, Tag)> + '_ {
+    let mut next = view.geometry.first_unit;
+    std::iter::from_fn(move || {
+        let unit = next;
+        let tag = view.tag(unit)?;
+        let units = match tag.kind() {
+            Kind::Medium => MEDIUM_UNITS,
+            Kind::Large | Kind::Transit => {
+                let run = units::run_of(view, unit);
+                run.end - run.start
+            }
+            Kind::Free
+            | Kind::Small
+            | Kind::MediumBody
+            | Kind::RunBody
+            | Kind::Claimed
+            | Kind::Cache
+            | Kind::Unknown => 1,
+        };
+        next = unit.saturating_add(units);
+        Some((unit, units, tag))
+    })
+}
+
+/// What the segment is divided into. Neighbours that are alike in all but blocks are one stretch.
+pub(super) fn stretches(view: &View) -> Vec<Stretch> {
+    view.refresh_limit();
+    let mut stretches: Vec<Stretch> = Vec::new();
+    for (unit, units, tag) in parts(view) {
+        let content = match tag.kind() {
+            Kind::Free => Content::Free,
+            Kind::Small | Kind::Medium => {
+                let page = Page::new(view, unit, tag);
+                Content::Page {
+                    block_bytes: page.block_bytes().into(),
+                    blocks: page.blocks().into(),
+                    allocated_blocks: allocated_blocks(&page).into(),
+                }
+            }
+            Kind::Large => Content::Large,
+            Kind::Cache => Content::Cache,
+            Kind::Claimed | Kind::Transit => Content::Changing,
+            // Without the first unit of what they belong to.
+            Kind::MediumBody | Kind::RunBody | Kind::Unknown => Content::Unknown,
+        };
+        let (offset, bytes) = (unit_start(unit), u64::from(units) * UNIT_BYTES);
+        let stretch = Stretch { offset, bytes, owner: tag.owner(), content };
+        let is_more = matches!(content, Content::Free | Content::Changing | Content::Unknown);
+        match stretches.last_mut() {
+            Some(last) if is_more && last.content == content && last.owner == stretch.owner => {
+                last.bytes += bytes;
+            }
+            _ => stretches.push(stretch),
+        }
+    }
+    stretches
 }
 
 /// Takes the blocks in workers' caches, which their pages count as allocated, off again.

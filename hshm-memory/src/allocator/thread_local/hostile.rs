@@ -218,7 +218,7 @@ impl<'h> Victim<'h> {
                 let _ = heap.usable_bytes(block);
                 self.blocks.push(block);
             }
-            33 => drop(heap.report()),
+            33 => drop((heap.report(), heap.stretches())),
             34 => drop(heap.check()),
             35 => {
                 let _ = heap.recover_dead();
@@ -363,6 +363,6 @@ fn a_segment_of_nothing_but_lost_units_is_checked_in_one_walk() {
             heap.check().violations_total,
             u64::from(view.block_units().end - view.geometry.first_unit)
         );
-        let _ = (heap.report(), heap.allocate(1 << 20), heap.recover_dead());
+        let _ = (heap.report(), heap.stretches(), heap.allocate(1 << 20), heap.recover_dead());
     }
 }

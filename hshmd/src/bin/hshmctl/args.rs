@@ -56,6 +56,18 @@ pub(crate) enum Command {
         /// The segment
         name: String,
     },
+    /// Draw a segment's heap: what each part of it is, and how full
+    #[command(
+        after_help = "It attaches the segment to look into it, which takes the right to do so; \
+                            the segment is one of the thread-local allocator."
+    )]
+    Dump {
+        /// The segment
+        name: String,
+        /// Draw it in colour to this file, too
+        #[arg(long, value_name = "FILE")]
+        svg: Option<PathBuf>,
+    },
     /// List the processes that the daemon knows
     Sessions,
     /// Show the segments, their occupancy and their rates of operations, live

@@ -5,6 +5,7 @@ mod completions;
 mod create;
 mod destroy;
 mod doctor;
+mod dump;
 mod grow;
 mod inspect;
 mod list;
@@ -43,6 +44,7 @@ pub(crate) fn run(args: &Args, ui: &mut Ui) -> Result<Exit> {
         Command::List => list::run(&connect(args)?, ui),
         Command::Create(create) => create::run(&connect(args)?, create, ui),
         Command::Inspect { name } => inspect::run(&connect(args)?, name, ui),
+        Command::Dump { name, svg } => dump::run(&connect(args)?, name, svg.as_deref(), ui),
         Command::Watch { name } => watch::run(&connect(args)?, name.as_deref(), ui),
         Command::Sessions => sessions::run(&connect(args)?, ui),
         Command::Grow { name, size } => grow::run(&connect(args)?, name, *size, ui),
