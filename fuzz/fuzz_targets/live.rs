@@ -102,7 +102,7 @@ impl Client {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
-        match input.byte() % 24 {
+        match input.byte() % 25 {
             0..6 => {
                 let bytes = input.size();
                 self.got(self.heap.allocate(bytes), bytes);
@@ -153,6 +153,7 @@ impl Client {
                 })
                 .join();
             }
+            19 => drop(self.heap.trim()),
             _ => self.scribble(input),
         }
     }

@@ -41,6 +41,10 @@ points! {
     "page.withdrawn", "a bin that names units which are claimed to be freed", "the bin is emptied, the units are freed";
     "page.adopted", "a page adopted by the dead, in no queue", "the page is abandoned again";
     "page.saved", "one list in a bin and in its page's saved list", "the bin is emptied";
+    "purge.mapped", "one list in a page's map and in itself", "the list is emptied";
+    "purge.unlisted", "memory behind free blocks that is said to have been given back", "nothing: it is used again with the blocks";
+    "purge.restored", "one list in a bin and in its page's map", "the bin is emptied";
+    "trim.unit_claimed", "a free unit claimed by the dead, with memory that is said to have been given back", "the unit is freed";
     "page.abandoned", "an ownerless page", "nothing: any worker adopts it";
     "free.linked", "a link written into a block that is still allocated", "nothing: the block stays allocated, or the journal frees it";
     "free.pushed", "a freed block on its page's local list, its event not handled", "the page is freed if it has no allocated block";

@@ -249,6 +249,10 @@ unsafe impl Backend for FileMmap {
         self.mapping.punch(range)
     }
 
+    fn gives_back(&self) -> bool {
+        self.mapping.gives_back()
+    }
+
     fn is_damaged(&self) -> bool {
         self.mapping.is_damaged()
     }

@@ -15,7 +15,7 @@ use super::apply::{Locks, PagesOf, apply};
 use super::fault::Watch;
 use super::range::{MAX_CAPACITY_BYTES, inside, inwards, outwards, validate_grow, zero};
 use super::segment_file::{extend, file_len, pages_of};
-use super::{BASE_ALIGN, BackendError, BackendOptions};
+use super::{BASE_ALIGN, BackendError, BackendOptions, HugePages};
 
 /// What is known of a file that is to be mapped.
 #[derive(Clone, Copy, Debug)]
@@ -97,6 +97,7 @@ pub(super) struct SharedMapping {
     file: OwnedFd,
     shape: Shape,
     locks: Locks,
+    gives_back: bool,
 }
 
 // SAFETY: [owned] the mapping belongs to this value until it is dropped, and nothing here depends
@@ -135,7 +136,17 @@ impl SharedMapping {
         let locks = apply(mapped, committed, shape.pages_of, options)?;
         let len = usize::try_from(capacity).unwrap_or(usize::MAX);
         let watch = Watch::new(base.addr().get(), len, usize::try_from(grain).unwrap_or(1));
-        let mapping = Self { watch, _reservation: reservation, base, capacity, file, shape, locks };
+        let is_divisible = shape.grain() == 1 && shape.fixed_bytes.is_none();
+        let mapping = Self {
+            watch,
+            _reservation: reservation,
+            base,
+            capacity,
+            file,
+            shape,
+            locks,
+            gives_back: is_divisible && may_give_back(options),
+        };
         if options.populate {
             mapping.populate(0..committed)?;
         }
@@ -161,6 +172,11 @@ impl SharedMapping {
     fn mapped(&self) -> Mapped {
         // SAFETY: [mapped] the file is mapped there as long as the value lives.
         unsafe { Mapped::new(self.base, self.capacity) }
+    }
+
+    /// See [`super::Backend::gives_back`].
+    pub(super) fn gives_back(&self) -> bool {
+        self.gives_back
     }
 
     /// The file's length, at most the capacity.
@@ -251,6 +267,13 @@ impl SharedMapping {
         }
         self.locks.follow(self.mapped(), bytes, || self.committed_bytes())
     }
+}
+
+/// Whether memory of ordinary pages that was had so may be given back in parts of 4 KiB.
+pub(super) fn may_give_back(options: &BackendOptions) -> bool {
+    let keeps = options.lock || options.populate;
+    let is_huge = matches!(options.huge_pages, HugePages::Try | HugePages::Require);
+    !keeps && !is_huge && kernel_page_bytes() <= 4096
 }
 
 /// How much of a mapping has a file behind it.

@@ -166,6 +166,13 @@ pub unsafe trait Backend: Send + Sync + fmt::Debug {
     /// [`BackendError::System`] if the kernel refuses.
     fn punch(&self, range: Range<u64>) -> Result<(), BackendError>;
 
+    /// Whether [`Backend::punch`] makes memory available to others, in stretches of 4096 bytes, and
+    /// nobody asked for the memory to be kept at hand: then allocators give back what they do not
+    /// need. Not for memory that comes in larger pages, is locked or was populated in advance.
+    fn gives_back(&self) -> bool {
+        false
+    }
+
     /// Whether memory behind it was found missing. Only noticed after [`survive_truncation`].
     fn is_damaged(&self) -> bool {
         false

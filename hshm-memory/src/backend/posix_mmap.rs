@@ -7,7 +7,7 @@ use memmap2::MmapRaw;
 
 use super::advice::Mapped;
 use super::apply::{Locks, PagesOf, apply};
-use super::mapping::{make_private, reserve};
+use super::mapping::{make_private, may_give_back, reserve};
 use super::range::{validate_grow, validate_sizes};
 use super::{BASE_ALIGN, Backend, BackendError, BackendKind, BackendOptions};
 use crate::sync::{AtomicU64, Ordering};
@@ -39,6 +39,7 @@ pub struct PosixMmapBackend {
     capacity: u64,
     committed: AtomicU64,
     locks: Locks,
+    gives_back: bool,
 }
 
 // SAFETY: [owned] the mapping belongs to this value until it is dropped, and nothing here depends
@@ -78,7 +79,8 @@ impl PosixMmapBackend {
             mapped.populate(&(0..size))?;
         }
         let committed = AtomicU64::new(size);
-        Ok(Self { _reservation: reservation, base, capacity, committed, locks })
+        let gives_back = may_give_back(options);
+        Ok(Self { _reservation: reservation, base, capacity, committed, locks, gives_back })
     }
 
     fn mapped(&self) -> Mapped {
@@ -116,6 +118,10 @@ unsafe impl Backend for PosixMmapBackend {
         // SAFETY: [owned] the memory is private and anonymous; the caller gives its contents up.
         unsafe { self.mapped().punch_private(&range) };
         Ok(())
+    }
+
+    fn gives_back(&self) -> bool {
+        self.gives_back
     }
 
     fn grow(&self, bytes: u64) -> Result<(), BackendError> {

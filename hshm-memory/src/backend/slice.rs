@@ -126,6 +126,10 @@ unsafe impl Backend for BackendSlice {
         }
     }
 
+    fn gives_back(&self) -> bool {
+        self.range.start.is_multiple_of(4096) && self.whole.gives_back()
+    }
+
     fn is_damaged(&self) -> bool {
         self.whole.is_damaged()
     }

@@ -232,6 +232,31 @@ fn idle_pages_everywhere(w: &World) {
     w.drop_blocks(0..w.known());
 }
 
+/// A full page, of which some blocks in a row are freed.
+fn sparse_page(w: &World) {
+    w.hold(SMALL_PER_PAGE, SMALL);
+    w.drop_blocks(8..40);
+}
+
+fn trim(w: &World) {
+    assert!(w.heap.trim().expect("a slot") > 0, "there is memory to give back");
+}
+
+/// The same, and the memory behind those is not there.
+fn purged_page(w: &World) {
+    sparse_page(w);
+    trim(w);
+}
+
+/// A page of nobody's with free blocks, purged or not.
+fn left_by_another(w: &World, page: fn(&World)) {
+    warm(w);
+    elsewhere(w, |w| {
+        page(w);
+        leave(w);
+    });
+}
+
 /// What there is to be killed in.
 pub const OPERATIONS: &[Operation] = &[
     // Allocating.
@@ -521,6 +546,48 @@ pub const OPERATIONS: &[Operation] = &[
         .after(|w| w.hold(5, SMALL))
         .roomy()
         .long(),
+    // Giving memory back.
+    keep("trim", sparse_page, trim, EXACT),
+    // Whoever takes a page for blocks of its own gives memory back for it.
+    keep("trim a page of nobody's", nothing, trim, EXACT)
+        .after(|w| left_by_another(w, sparse_page)),
+    keep(
+        "trim an idle page and a run",
+        |w| {
+            w.hold(1, SHORT_RUN);
+            w.hold(1, MEDIUM);
+            w.drop_blocks(0..2);
+        },
+        trim,
+        EXACT,
+    )
+    .wide(),
+    keep("allocate where memory is given back", sparse_page, |w| take(w, LARGE), TAKES_LARGE),
+    keep("allocate from a purged page", purged_page, take_small, TAKES_SMALL),
+    keep("allocate from a purged page of nobody's", warm, take_small, TAKES_SMALL)
+        .after(|w| left_by_another(w, purged_page)),
+    keep("free to a purged page", purged_page, free_first, FREES_SMALL),
+    keep(
+        "free the last of a purged page",
+        |w| {
+            purged_page(w);
+            w.drop_blocks(1..w.known());
+        },
+        free_first,
+        FREES_SMALL,
+    ),
+    keep("leave a purged page", purged_page, leave, EXACT),
+    recovery("recover a purge", "trim", "purge.mapped", 0, EXACT),
+    recovery("recover memory on its way back", "trim", "purge.unlisted", 0, EXACT),
+    recovery(
+        "recover a restored page",
+        "allocate from a purged page",
+        "purge.restored",
+        0,
+        TAKES_SMALL,
+    ),
+    keep("reclaim: trim", sparse_page, trim, EXACT).reclaim(),
+    keep("reclaim: allocate from a purged page", purged_page, take_small, EXACT).reclaim(),
     // Recovering.
     recovery(
         "recover one who emptied a row",

@@ -6,6 +6,7 @@
 use super::cache::Rows;
 use super::layout::MEDIUM_UNITS;
 use super::page::Page;
+use super::purge::Purged;
 use super::size_class::SMALL_CLASSES;
 use super::units;
 use super::view::View;
@@ -55,6 +56,7 @@ struct Lists {
     tag: Tag,
     carved: u32,
     lists: [List; 4],
+    purged: Option<Purged>,
     /// The owner may be putting freshly carved blocks into its bin.
     is_loading: bool,
     /// Its blocks in workers' caches, and whether they may stand on a list too, because they are
@@ -253,6 +255,14 @@ impl Checker<'_> {
         for list in lists.iter_mut().take(2).filter(|list| **list == bin) {
             *list = List::EMPTY;
         }
+        // So may one who purges or restores the page have blocks on a list and in the map.
+        let purged = page.purged();
+        if let Some(purged) = &purged {
+            let doubled = lists.iter_mut().take(2).chain([&mut bin]);
+            doubled
+                .filter(|list| purged.replaces(&page, **list))
+                .for_each(|list| *list = List::EMPTY);
+        }
         let mut remote = Met::new();
         let _ = remote.follow(&page, lists[2]);
         if page.index_of(bin.first()).is_some_and(|index| remote.contains(index)) {
@@ -260,7 +270,8 @@ impl Checker<'_> {
         }
         let [free, local, remote] = lists;
         let lists = [bin, free, local, remote];
-        Lists { tag, carved: page.carved(), lists, is_loading, cached: self.cached(&page) }
+        let cached = self.cached(&page);
+        Lists { tag, carved: page.carved(), lists, purged, is_loading, cached }
     }
 
     /// The blocks of a page that stand in workers' caches.
@@ -286,7 +297,9 @@ impl Checker<'_> {
     fn follow(&self, unit: u32, seen: &Lists) -> (Met, Result<(), Fault>) {
         let page = Page::new(self.view, unit, seen.tag);
         let mut met = Met::new();
-        let lists = seen.lists.into_iter().try_for_each(|list| met.follow(&page, list));
+        let purged = seen.purged.map_or(Ok(()), |purged| met.add_purged(&page, &purged));
+        let lists = purged
+            .and_then(|()| seen.lists.into_iter().try_for_each(|list| met.follow(&page, list)));
         let mut cached = Met::new();
         let result = lists.and_then(|()| {
             seen.cached.iter().try_for_each(|&(index, moves)| {

@@ -61,6 +61,8 @@ impl ThreadLocalAllocator {
         let header = view.header();
         geometry.store(header, identity);
         header.committed.store(view.limit(), crate::sync::Ordering::Relaxed);
+        let keeps_memory = u64::from(!view.backend().gives_back());
+        header.keeps_memory.store(keeps_memory, crate::sync::Ordering::Relaxed);
         // Died here: nobody takes it for a segment; a daemon removes it by its record.
         crate::crash_point!("segment.without_magic");
         // ORDER: Release: whoever sees the magic sees all of the above.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
 
 use super::cache::Cache;
-use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, Slot, UNIT_SHIFT};
+use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, MEDIUM_UNITS, Slot, UNIT_SHIFT};
 use super::page::{NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
 use super::runs::KeptRuns;
@@ -24,8 +24,13 @@ use crate::sync::{AtomicU32, AtomicU64, Ordering};
 const KEPT_PAGES: usize = 16;
 /// The same for medium ones.
 const KEPT_MEDIUM_PAGES: usize = 2;
-/// Medium classes whose bins are filled at the same time: each has a page of 512 KiB.
-const MEDIUM_BINS: usize = 4;
+/// Medium classes.
+const MEDIUM_CLASSES: usize = CLASSES - SMALL_CLASSES;
+/// Of those this many have filled bins at the same time, or more if the segment is large: each has a page
+/// of 512 KiB,
+const LEAST_MEDIUM_BINS: usize = 4;
+/// all of which together are to be this part of the segment.
+const MEDIUM_BINS_PART: usize = 64;
 
 /// One worker's heap. Only the thread that holds it calls its methods.
 #[derive(Debug)]
@@ -68,13 +73,21 @@ pub(crate) struct Heap {
     pub(super) kept_medium: [Cell<u32>; KEPT_MEDIUM_PAGES],
     pub(super) kept_runs: KeptRuns,
     /// The medium classes whose bins are filled, the latest first; 0 for none.
-    pub(super) medium_bins: [Cell<u32>; MEDIUM_BINS],
+    pub(super) medium_bins: [Cell<u32>; MEDIUM_CLASSES],
+    /// The page that each medium class's blocks came from before its bin was given up; 0 for none.
+    pub(super) medium_left: [Cell<u32>; MEDIUM_CLASSES],
     /// The header's `pressure` when we last gave back what we keep.
     pub(super) pressure: Cell<u64>,
     /// Refills until we look at it again.
     pub(super) calm: Cell<u32>,
     /// Where the search for pages to adopt goes on.
     pub(super) adopt_cursor: Cell<u32>,
+    /// Where the search for memory to give back goes on.
+    pub(super) trim_cursor: Cell<u32>,
+    /// Where it begins again.
+    pub(super) trim_end: Cell<u32>,
+    /// Failures to find memory until the next search.
+    pub(super) trim_calm: Cell<u32>,
 }
 
 // SAFETY: [owned] a heap is used by one thread at a time: by the one that claimed its slot, or under
@@ -107,9 +120,13 @@ impl Heap {
             kept_medium: std::array::from_fn(|_| Cell::new(0)),
             kept_runs: KeptRuns::new(),
             medium_bins: std::array::from_fn(|_| Cell::new(0)),
+            medium_left: std::array::from_fn(|_| Cell::new(0)),
             pressure: Cell::new(0),
             calm: Cell::new(0),
             adopt_cursor: Cell::new(view.geometry.first_unit),
+            trim_cursor: Cell::new(view.geometry.first_unit),
+            trim_end: Cell::new(view.geometry.first_unit),
+            trim_calm: Cell::new(0),
             view,
         };
         heap.set_limit(heap.view.limit());
@@ -271,6 +288,12 @@ impl Heap {
                 self.settle(page);
             }
         }
+    }
+
+    /// Medium classes whose bins may be filled at the same time.
+    pub(super) fn most_medium_bins(&self) -> usize {
+        let pages = self.view.block_units().len() / MEDIUM_UNITS as usize;
+        (pages / MEDIUM_BINS_PART).clamp(LEAST_MEDIUM_BINS, MEDIUM_CLASSES)
     }
 
     /// Bytes to carve at a time: little of the first pages of a class, all of later ones.

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use super::geometry::HEADER_BYTES;
-use super::layout::{DESCRIPTOR_BYTES, SLOT_BYTES, UNIT_BYTES};
+use super::layout::{DESCRIPTOR_BYTES, Descriptor, SLOT_BYTES, UNIT_BYTES};
 use super::tests::Random;
 use super::words::{List, Remote, Tag, unit_start};
 use super::*;
@@ -92,7 +92,7 @@ impl Scribbler<'_> {
         let limit = self.heap.inner.view.limit();
         let unit = self.random.below(limit / UNIT_BYTES);
         let slot = self.random.below(u64::from(SLOTS) + 1);
-        let at = match self.random.below(12) {
+        let at = match self.random.below(13) {
             0 => self.random.below(HEADER_BYTES),
             1 => geometry.custom_header + self.random.below(CELLS * 8),
             2 => geometry.slot_words + slot * 8,
@@ -112,6 +112,14 @@ impl Scribbler<'_> {
             }
             9 | 10 => {
                 geometry.descriptors + unit * DESCRIPTOR_BYTES + self.random.below(DESCRIPTOR_BYTES)
+            }
+            11 => {
+                let unit = u32::try_from(unit).unwrap_or(0);
+                let descriptor = self.heap.inner.view.descriptor(unit);
+                descriptor.purged.store(1, crate::sync::Ordering::Relaxed);
+                geometry.descriptors
+                    + u64::from(unit) * DESCRIPTOR_BYTES
+                    + std::mem::offset_of!(Descriptor, purged_blocks) as u64
             }
             _ => self.random.below(limit - 8),
         };
@@ -176,7 +184,7 @@ impl<'h> Victim<'h> {
 
     fn step(&mut self) {
         let heap = self.heap;
-        match self.random.below(40) {
+        match self.random.below(41) {
             0..=11 => {
                 let len = self.random.size(19);
                 if let Ok(block) = heap.allocate_offset(self.context, len) {
@@ -239,6 +247,7 @@ impl<'h> Victim<'h> {
                 }
             }
             38 => heap.detach_thread(),
+            39 => drop(heap.trim()),
             _ => {
                 let _ = heap.free_tls(self.context);
                 self.context = heap.create_tls().unwrap_or_default();

@@ -216,6 +216,32 @@ impl ThreadLocalAllocator {
         self.with_context(context, |heap| heap.free_from(cell.offset_bytes()))
     }
 
+    /// Gives the memory behind free blocks, as far as they are the calling thread's or nobody's, back to
+    /// the kernel, and returns how many bytes that were. They are free as before, and have memory again
+    /// when they are allocated.
+    ///
+    /// There is no need to call this for the segment's own sake: a thread that is about to use more
+    /// memory gives back as much elsewhere if it can, and all it can when there is none to be had. It
+    /// is for a program that will be idle. It looks at all of the segment.
+    ///
+    /// # Errors
+    /// [`AllocError::NoWorkerSlot`] and [`AllocError::Identity`] if the thread cannot use the segment.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::doc_heap;
+    /// # let heap = doc_heap();
+    /// let block = heap.allocate(4 << 20)?;
+    /// assert_eq!(heap.trim()?, 0);
+    /// // SAFETY: nobody uses the block any more.
+    /// unsafe { heap.free(block)? };
+    /// assert!(heap.trim()? >= 4 << 20);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn trim(&self) -> Result<u64, AllocError> {
+        self.with_context(MemContext::DEFAULT, |heap| Ok(heap.trim()))
+    }
+
     /// [`ThreadLocalAllocator::usable_bytes`], as the thread that `context` names.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 
 /// The version of the segments that this library writes and reads. It changes whenever a byte of
 /// the layout changes its meaning.
-pub const LAYOUT_VERSION: u32 = 2;
+pub const LAYOUT_VERSION: u32 = 3;
 /// What a segment begins with: "hshmTLA1", read as a little-endian number.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"hshmTLA1");
 /// The allocator that laid the segment out.
@@ -25,8 +25,11 @@ pub(crate) const UNIT_BYTES: u64 = 1 << UNIT_SHIFT;
 pub(crate) const MEDIUM_UNITS: u32 = 8;
 /// The size of such a page, as a power of two: 512 KiB.
 pub(crate) const MEDIUM_SHIFT: u32 = UNIT_SHIFT + MEDIUM_UNITS.trailing_zeros();
-/// The grain in which memory is populated.
-pub(crate) const PAGE_BYTES: u64 = 4096;
+/// The grain in which memory is populated and given back: a frame.
+pub(crate) const PAGE_BYTES: u64 = 1 << PAGE_SHIFT;
+const PAGE_SHIFT: u32 = 12;
+/// Frames of a unit.
+pub(crate) const UNIT_FRAMES: u32 = 1 << (UNIT_SHIFT - PAGE_SHIFT);
 /// Bits of an offset: 256 TiB.
 pub(crate) const OFFSET_BITS: u32 = 48;
 
@@ -64,6 +67,9 @@ pub(crate) struct Header {
     /// Raised by each worker that finds no free units, so that the others give back what they
     /// keep for themselves.
     pub(crate) pressure: AtomicU64,
+    /// 1 if memory of free blocks is not to be given back, because the segment was made with memory that
+    /// is kept at hand; else 0.
+    pub(crate) keeps_memory: AtomicU64,
 }
 
 /// Tables that the header locates.
@@ -176,7 +182,8 @@ pub(crate) struct Descriptor {
     pub(crate) carved: AtomicU32,
     /// Which queue of its owner the page is in; a hint.
     pub(crate) queued: AtomicU32,
-    _reserved0: AtomicU32,
+    /// Whether `purged_blocks` counts: 1 or 0.
+    pub(crate) purged: AtomicU32,
     /// The next page of the owner's queue; a hint.
     pub(crate) next: AtomicU32,
     /// The one before; a hint.
@@ -186,15 +193,21 @@ pub(crate) struct Descriptor {
     /// For a run, its length in units.
     pub(crate) run_units: AtomicU32,
     /// How much of this unit has memory behind it, from its start, in pages of 4 KiB; kept when
-    /// the unit changes hands.
+    /// the unit changes hands. There may be more of it, behind some that has none.
     pub(crate) resident: AtomicU32,
-    /// Kept for the 4 KiB stretches whose memory went back to the kernel.
-    _punched: [AtomicU64; 2],
+    _reserved0: [AtomicU64; 2],
     /// Blocks that others freed: a remote word.
     pub(crate) remote: AtomicU64,
-    _reserved: [AtomicU64; 7],
+    /// Free blocks that are on no list, because the memory of some went back to the kernel: a bit for
+    /// each.
+    pub(crate) purged_blocks: [AtomicU64; PURGED_WORDS],
+    _reserved1: [AtomicU64; 3],
 }
 
+/// Words of [`Descriptor::purged_blocks`].
+pub(crate) const PURGED_WORDS: usize = 4;
+/// The most blocks that a page can have of which that tells.
+pub(crate) const PURGED_BLOCKS: u32 = 256;
 /// Distance between slots.
 pub(crate) const SLOT_BYTES: u64 = 1344;
 /// Distance between descriptors.
@@ -202,7 +215,7 @@ pub(crate) const DESCRIPTOR_BYTES: u64 = 128;
 
 #[cfg(not(hshm_loom))]
 const _: () = {
-    assert!(size_of::<Header>() == 168);
+    assert!(size_of::<Header>() == 176);
     assert!(offset_of!(Header, layout_version) == 8);
     assert!(offset_of!(Header, capacity) == 24);
     assert!(offset_of!(Header, committed) == 32);
@@ -213,6 +226,7 @@ const _: () = {
     assert!(offset_of!(Header, checksum) == 120);
     assert!(offset_of!(Header, retired) == 128);
     assert!(offset_of!(Header, pressure) == 160);
+    assert!(offset_of!(Header, keeps_memory) == 168);
 
     assert!(size_of::<Slot>() as u64 == SLOT_BYTES);
     assert!(offset_of!(Slot, journal) == 64);
@@ -223,6 +237,10 @@ const _: () = {
     assert!(offset_of!(Descriptor, event) == 8);
     assert!(offset_of!(Descriptor, free) == 32);
     assert!(offset_of!(Descriptor, run_units) == 40);
+    assert!(offset_of!(Descriptor, purged) == 20);
     assert!(offset_of!(Descriptor, remote) == 64);
+    assert!(offset_of!(Descriptor, purged_blocks) == 72);
+    assert!(PURGED_WORDS * 64 == PURGED_BLOCKS as usize);
+    assert!(UNIT_FRAMES * MEDIUM_UNITS <= u128::BITS, "a bit for each frame of a page");
     assert!(align_of::<Descriptor>() == 64);
 };

@@ -28,6 +28,7 @@ mod loom_slots;
 #[cfg(unix)]
 mod open;
 mod page;
+mod purge;
 mod queue;
 mod recover;
 mod refill;
@@ -39,6 +40,7 @@ mod settle;
 mod size_class;
 mod slots;
 mod tls;
+mod trim;
 mod units;
 mod view;
 mod walk;
@@ -55,6 +57,9 @@ mod interrupted;
 mod repair_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+#[cfg(target_os = "linux")]
+mod trim_tests;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Pages: units cut into blocks of one class.
 //!
 //! A page's free blocks stand on up to four lists: the owner's bin (if the page is the one it takes
-//! blocks from), what is left of an earlier bin, what the owner freed and what others freed. Blocks
-//! beyond the *carved* ones were never on a list. A block that is on no list, and carved, is
-//! allocated (I3).
+//! blocks from), what is left of an earlier bin, what the owner freed and what others freed; or in the
+//! map of a page that was purged ([`super::purge`]). Blocks beyond the *carved* ones were never on a
+//! list. A block that is on no list, in no map, and carved, is allocated (I3).
 
 use super::layout::{Descriptor, MEDIUM_SHIFT, UNIT_SHIFT};
 use super::queue::NOT_QUEUED;
@@ -11,7 +11,7 @@ use super::remote::{self, Pusher};
 use super::size_class::{SMALL_CLASSES, block_bytes};
 use super::units;
 use super::view::View;
-use super::words::{List, Remote, Tag, unit_start};
+use super::words::{Kind, List, Remote, Tag, unit_start};
 use crate::backend::BackendError;
 use crate::options::OnExit;
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
@@ -104,9 +104,16 @@ impl<'v> Page<'v> {
         Remote(self.descriptor().remote.load(Ordering::SeqCst))
     }
 
-    /// Free blocks on the page's own lists, which are all there are unless it is loaded in a bin.
+    /// How many units it has.
+    pub(super) fn units(&self) -> u32 {
+        1 << (self.shift() - UNIT_SHIFT)
+    }
+
+    /// Free blocks on the page's own lists or in its map, which are all there are unless it is loaded
+    /// in a bin.
     pub(super) fn listed(&self) -> u32 {
-        self.free().count() + self.local().count() + self.remote().count()
+        let purged = self.purged().map_or(0, |purged| purged.count());
+        self.free().count() + self.local().count() + self.remote().count() + purged
     }
 
     /// Whether no block is allocated, the page not being loaded in a bin.
@@ -124,6 +131,7 @@ impl<'v> Page<'v> {
         descriptor.free.store(0, Ordering::Relaxed);
         descriptor.event.store(NO_EVENT, Ordering::Relaxed);
         descriptor.queued.store(NOT_QUEUED, Ordering::Relaxed);
+        descriptor.purged.store(0, Ordering::Relaxed);
         let emptied = Remote::empty(generation.wrapping_add(1) & Remote::SEQUENCE_MASK);
         // ORDER: Release: who sees the list emptied sees what `release_page` acknowledged.
         descriptor.remote.store(emptied.0, Ordering::Release);
@@ -154,6 +162,7 @@ impl<'v> Page<'v> {
         // A short list would soon bring us back here: cut more first, if there is something to cut
         // and memory for it.
         if (1..SHORT_LIST).contains(&local.count())
+            && self.purged().is_none()
             && let Ok(Some(carved)) = self.carve(bin, carve_bytes)
         {
             return Ok(Some(carved));
@@ -167,6 +176,10 @@ impl<'v> Page<'v> {
         let taken = self.take_remote(|list| bin.store(list.0, Ordering::Release));
         if !taken.is_empty() {
             return Ok(Some(Loaded { blocks: taken.count(), freed_locally: 0 }));
+        }
+        // Before any are cut, which would have memory put behind all that comes before them.
+        if let Some(restored) = self.restore(bin)? {
+            return Ok(Some(restored));
         }
         self.carve(bin, carve_bytes)
     }
@@ -188,7 +201,10 @@ impl<'v> Page<'v> {
         if left == 0 {
             return Ok(None);
         }
-        let wanted = (carve_bytes / self.block_bytes()).max(carved).clamp(1, left);
+        // Twice as many each time, or all that are carved take many steps; but for medium blocks, of
+        // which each is worth one.
+        let as_many = if self.tag.kind() == Kind::Small { carved } else { 0 };
+        let wanted = (carve_bytes / self.block_bytes()).max(as_many).clamp(1, left);
         let count = match self.make_resident(carved + wanted) {
             Ok(()) => wanted,
             // Memory is short: one block may still be had where many are not.
@@ -212,7 +228,7 @@ impl<'v> Page<'v> {
     }
 
     /// Puts memory behind the first `blocks` blocks.
-    fn make_resident(&self, blocks: u32) -> Result<(), BackendError> {
+    pub(super) fn make_resident(&self, blocks: u32) -> Result<(), BackendError> {
         let bytes = u64::from(blocks) * u64::from(self.block_bytes());
         let mut unit = self.unit;
         let mut left = bytes;

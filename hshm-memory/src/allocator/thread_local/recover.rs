@@ -95,6 +95,10 @@ pub(super) fn vacate(view: &View, id: u32, leave: Leave) -> (RecoveryReport, boo
         }
         empty_bin(view, id, class);
     }
+    if leave == Leave::Mended {
+        // Before blocks are put on lists that may count for nothing.
+        finish_purges(view, id);
+    }
     // What is freed with its page needs no list.
     if leave != Leave::Freed && !drain_all(view, id, leave == Leave::Mended) {
         return (report, false);
@@ -187,6 +191,17 @@ fn release_claimed(view: &View, unit: u32) {
     units::release_unit(view, unit);
 }
 
+/// Has the map of each purged page of the slot replace the lists that it was about to replace, or that
+/// were about to replace it.
+fn finish_purges(view: &View, id: u32) {
+    for unit in view.block_units() {
+        let tag = view.tag(unit).filter(|tag| tag.owner() == id);
+        if let Some(tag) = tag.filter(|tag| matches!(tag.kind(), Kind::Small | Kind::Medium)) {
+            Page::new(view, unit, tag).finish_purge();
+        }
+    }
+}
+
 fn leave_page(page: Page<'_>, leave: Leave, report: &mut RecoveryReport) {
     let id = page.tag.owner();
     if leave == Leave::Freed {
@@ -238,6 +253,9 @@ fn mend(page: &Page<'_>) {
 pub(super) fn page_has(page: &Page<'_>, id: u32, offset: u64) -> bool {
     let bin = page.view.bin_list(page.view.slot(id), page.class());
     let Some(index) = page.index_of(offset) else { return true };
+    if page.purged().is_some_and(|purged| purged.contains(index)) {
+        return true;
+    }
     [bin, page.free(), page.local(), page.remote().to_list(page.start())].into_iter().any(|list| {
         let mut met = Met::new();
         let _ = met.follow(page, list);

@@ -1,6 +1,8 @@
 //! Allocating when the bin has run out: the last block of a list, more blocks of the page, another
 //! page, a page of the dead, fresh units; and blocks too large for a page.
 
+use std::cell::Cell;
+
 use super::heap::Heap;
 use super::layout::{MEDIUM_UNITS, UNIT_BYTES, UNIT_SHIFT};
 use super::page::{Loaded, NO_EVENT, Page};
@@ -73,13 +75,13 @@ impl Heap {
                     if let Some(offset) = self.take(class) {
                         return Ok(offset);
                     }
-                    self.fill_bin(class)?;
+                    self.with_memory(|| self.fill_bin(class))?;
                 }
             }
             Request::Run { units, align_units, bytes } => {
                 let run = match self.take_kept_run(units, align_units) {
                     Some(run) => run,
-                    None => self.claim_block(units, align_units, bytes)?,
+                    None => self.with_memory(|| self.claim_block(units, align_units, bytes))?,
                 };
                 Ok(unit_start(run))
             }
@@ -155,7 +157,7 @@ impl Heap {
     /// filled longest ago is given up.
     fn bound_medium_bins(&self, class: usize) {
         let number = u32::try_from(class).unwrap_or(0);
-        let bins = &self.medium_bins;
+        let bins = &self.medium_bins[..self.most_medium_bins()];
         if self.view.on_exit() == OnExit::Reclaim || bins.iter().any(|bin| bin.get() == number) {
             return;
         }
@@ -171,6 +173,9 @@ impl Heap {
         }
         if let Some((unit, tag)) = self.view.page_of(list.first()) {
             recover::give_up_bin(&self.view, self.id, oldest as usize);
+            if let Some(left) = self.medium_left(oldest as usize) {
+                left.set(unit);
+            }
             if tag == Tag::page(self.id, oldest as usize) {
                 self.settle(Page::new(&self.view, unit, tag));
             }
@@ -216,19 +221,26 @@ impl Heap {
             while let Some(unit) = partial.first(&self.view, tag) {
                 partial.remove(&self.view, unit, tag);
                 let page = Page::new(&self.view, unit, tag);
-                if self.load(&page)? {
-                    return Ok(());
+                match self.load(&page) {
+                    Ok(true) => return Ok(()),
+                    Ok(false) => self.let_go(page),
+                    // Its blocks may be had when there is memory again.
+                    Err(error) => {
+                        self.settle(page);
+                        return Err(error.into());
+                    }
                 }
-                self.let_go(page);
             }
             for _ in 0..FULL_LOOKS {
                 let Some(unit) = full.first(&self.view, tag) else { break };
                 full.remove(&self.view, unit, tag);
                 let page = Page::new(&self.view, unit, tag);
-                if page.listed() > 0 && self.load(&page)? {
+                let loaded = if page.listed() > 0 { self.load(&page) } else { Ok(false) };
+                if matches!(loaded, Ok(true)) {
                     return Ok(());
                 }
                 full.push_back(&self.view, unit);
+                loaded?;
             }
         }
         if self.view.on_exit() == OnExit::Keep && self.adopt_of_class(class)? {
@@ -249,20 +261,33 @@ impl Heap {
         }
     }
 
+    /// Where the number of a page of a medium class stands that we left.
+    fn medium_left(&self, class: usize) -> Option<&Cell<u32>> {
+        self.medium_left.get(class.checked_sub(SMALL_CLASSES)?)
+    }
+
     /// Takes over an ownerless page of `class` that has free blocks.
     fn adopt_of_class(&self, class: usize) -> Result<bool, AllocError> {
         let wanted = Tag::page(0, class);
-        for unit in units::adoptable(&self.view, self.adopt_cursor.get()).take(ADOPTION_LOOKS) {
-            self.adopt_cursor.set(unit);
+        let left = self.medium_left(class).map(|left| left.replace(0));
+        let adoptable = units::adoptable(&self.view, self.adopt_cursor.get());
+        for unit in left.into_iter().chain(adoptable.take(ADOPTION_LOOKS)) {
+            if left != Some(unit) {
+                self.adopt_cursor.set(unit);
+            }
             if self.view.tag(unit) != Some(wanted) {
                 continue;
             }
             let Some(page) = Page::new(&self.view, unit, wanted).adopt(self.id) else { continue };
             add(&self.counters().adoptions, 1);
-            if self.load(&page)? {
-                return Ok(true);
+            match self.load(&page) {
+                Ok(true) => return Ok(true),
+                Ok(false) => self.let_go(page),
+                Err(error) => {
+                    self.settle(page);
+                    return Err(error.into());
+                }
             }
-            self.let_go(page);
         }
         Ok(false)
     }
@@ -272,7 +297,11 @@ impl Heap {
         let units = if class < SMALL_CLASSES { 1 } else { MEDIUM_UNITS };
         let unit = match self.claim_kept(class) {
             Some(unit) => unit,
-            None => self.claim_units(units, units, u64::from(units) << UNIT_SHIFT)?,
+            None => {
+                let unit = self.claim_units(units, units, u64::from(units) << UNIT_SHIFT)?;
+                self.make_up_for(unit..unit + units);
+                unit
+            }
         };
         if let Some(opened) = self.opened.get(class) {
             opened.set(opened.get().saturating_add(1));

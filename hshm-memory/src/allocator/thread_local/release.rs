@@ -161,6 +161,7 @@ impl Heap {
 
     /// Finds the right place for a page of ours that is in no bin and no queue.
     pub(super) fn settle(&self, page: Page<'_>) {
+        self.trim_calm.set(0);
         let carved = page.carved();
         let free = page.free().count();
         if page.is_wholly_free() {
@@ -179,7 +180,8 @@ impl Heap {
         } else {
             // The free that makes the local list this long leaves no block allocated, unless others
             // have freed some too; those pages are found empty when they are looked at.
-            let event = carved.saturating_sub(free).max(1);
+            let purged = page.purged().map_or(0, |purged| purged.count());
+            let event = carved.saturating_sub(free + purged).max(1);
             page.descriptor().event.store(event, Ordering::Relaxed);
         }
         if let Some(queue) = self.partial.get(page.class()) {
@@ -250,7 +252,7 @@ impl Heap {
     }
 
     /// The list of our bin, if it is of this page.
-    fn bin_of(&self, page: &Page<'_>) -> List {
+    pub(super) fn bin_of(&self, page: &Page<'_>) -> List {
         let list = self.view.bin_list(self.slot(), page.class());
         if page.contains(list.first()) { list } else { List::EMPTY }
     }

@@ -193,6 +193,14 @@ impl Repair<'_> {
         let page = Page::new(self.view, unit, tag);
         let descriptor = page.descriptor();
         let mut met = Met::new();
+        page.finish_purge();
+        if let Some(purged) = page.purged()
+            && met.add_purged(&page, &purged).is_err()
+        {
+            descriptor.purged.store(0, Ordering::Release);
+            met = Met::new();
+            self.report.lists_dropped += 1;
+        }
         for word in [&descriptor.free, &descriptor.local] {
             let mut with_it = met.clone();
             if with_it.follow(&page, List(word.load(Ordering::Relaxed))).is_ok() {

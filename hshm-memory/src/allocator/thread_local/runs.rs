@@ -94,6 +94,7 @@ impl Heap {
     /// Claims a run and puts memory behind it.
     pub(super) fn claim_run(&self, len: u32, align: u32, bytes: u64) -> Result<u32, AllocError> {
         let start = self.claim_units(len, align, bytes)?;
+        self.make_up_for(start..start + len);
         match self.view.make_run_resident(start..start + len) {
             Ok(()) => Ok(start),
             Err(error) => {
@@ -142,6 +143,7 @@ impl Heap {
 
     /// Frees the run at `head`, whose tag is `tag`.
     pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
+        self.trim_calm.set(0);
         if tag.owner() == self.id {
             // ORDER: Release, and no comparison: while we live, nobody else changes the tag of a
             // run of ours but who frees the block too.

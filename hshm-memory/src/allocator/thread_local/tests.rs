@@ -89,6 +89,9 @@ fn run_beside_a_model(heap: &ThreadLocalAllocator, seed: u64, steps: u32) {
     for step in 0..steps {
         let byte = step.to_le_bytes()[0];
         match random.below(10) {
+            0 if random.below(100) == 0 => {
+                heap.trim().unwrap();
+            }
             0..=4 => {
                 let len = random.size(19);
                 let align = 1 << random.below(17);

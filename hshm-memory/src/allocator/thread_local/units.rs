@@ -354,7 +354,8 @@ pub(super) fn rebuild_hints(view: &View) {
                 let page = view.descriptor(unit);
                 // Unlocked looks at another's page: for a hint that is enough.
                 let lists = [&page.local, &page.free];
-                let filled = lists.iter().any(|list| list.load(Ordering::Relaxed) != 0);
+                let filled = lists.iter().any(|list| list.load(Ordering::Relaxed) != 0)
+                    || page.purged.load(Ordering::Relaxed) != 0;
                 if filled || Remote(page.remote.load(Ordering::Relaxed)).count() > 0 {
                     set_adoptable(view, unit);
                 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use super::geometry::{Geometry, Identity};
 use super::layout::{
-    DESCRIPTOR_BYTES, Descriptor, Header, MEDIUM_UNITS, SLOT_BYTES, Slot, UNIT_SHIFT,
+    DESCRIPTOR_BYTES, Descriptor, Header, MEDIUM_UNITS, PAGE_BYTES, SLOT_BYTES, Slot, UNIT_FRAMES,
+    UNIT_SHIFT,
 };
 use super::size_class::CLASSES;
 use super::words::{Kind, List, SlotWord, Tag, unit_of, unit_start};
@@ -85,6 +86,11 @@ impl View {
     /// The units that can hold blocks now.
     pub(crate) fn block_units(&self) -> Range<u32> {
         self.geometry.first_unit..self.units()
+    }
+
+    /// Whether memory that is not needed is to go back to the kernel.
+    pub(super) fn gives_back(&self) -> bool {
+        self.backend.gives_back() && self.header().keeps_memory.load(Ordering::Relaxed) == 0
     }
 
     /// The header's geometry, checked against the mapping it was read through.
@@ -233,14 +239,14 @@ impl View {
         let descriptor = self.descriptor(unit);
         let unit_bytes = 1 << UNIT_SHIFT;
         let bytes = bytes.min(unit_bytes);
-        let wanted = u32::try_from(bytes.div_ceil(super::layout::PAGE_BYTES)).unwrap_or(16);
+        let wanted = u32::try_from(bytes.div_ceil(PAGE_BYTES)).unwrap_or(UNIT_FRAMES);
         // ORDER: Relaxed: the unit is the caller's, and so is this field.
         let resident = descriptor.resident.load(Ordering::Relaxed);
         if resident >= wanted {
             return Ok(());
         }
-        let start = unit_start(unit) + u64::from(resident) * super::layout::PAGE_BYTES;
-        let end = unit_start(unit) + u64::from(wanted) * super::layout::PAGE_BYTES;
+        let start = unit_start(unit) + u64::from(resident) * PAGE_BYTES;
+        let end = unit_start(unit) + u64::from(wanted) * PAGE_BYTES;
         self.backend.populate(start..end)?;
         descriptor.resident.store(wanted, Ordering::Relaxed);
         Ok(())
@@ -248,8 +254,7 @@ impl View {
 
     /// Makes all units of a run usable, with as few calls as there are stretches to populate.
     pub(super) fn make_run_resident(&self, run: Range<u32>) -> Result<(), BackendError> {
-        let full = u32::try_from((1 << UNIT_SHIFT) / super::layout::PAGE_BYTES).unwrap_or(16);
-        let is_full = |unit| self.descriptor(unit).resident.load(Ordering::Relaxed) >= full;
+        let is_full = |unit| self.descriptor(unit).resident.load(Ordering::Relaxed) >= UNIT_FRAMES;
         let mut unit = run.start;
         while unit < run.end {
             if is_full(unit) {
@@ -259,7 +264,7 @@ impl View {
             let stretch_end = (unit..run.end).find(|&u| is_full(u)).unwrap_or(run.end);
             self.backend.populate(unit_start(unit)..unit_start(stretch_end))?;
             for populated in unit..stretch_end {
-                self.descriptor(populated).resident.store(full, Ordering::Relaxed);
+                self.descriptor(populated).resident.store(UNIT_FRAMES, Ordering::Relaxed);
             }
             unit = stretch_end;
         }

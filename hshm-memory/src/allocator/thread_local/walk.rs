@@ -67,6 +67,11 @@ impl Met {
         true
     }
 
+    /// A bit for each block.
+    pub(super) fn words(&self) -> &[u64] {
+        &self.bits
+    }
+
     pub(super) fn contains(&self, index: u32) -> bool {
         self.bits.get(index as usize / 64).is_some_and(|word| word & 1 << (index % 64) != 0)
     }
