@@ -1,6 +1,5 @@
 //! Who is at the other end of a connection, and what it may do with a segment.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -9,6 +8,7 @@ use hshm_proto::{ErrorCode, ErrorReply};
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
 
+use crate::peer_groups;
 use crate::pidfd::{self, Liveness};
 use crate::state::Record;
 
@@ -26,7 +26,7 @@ pub(crate) struct Peer {
 impl Peer {
     /// Asks the kernel who connected. The second value tells of the process's death.
     ///
-    /// The user and group were fixed when it connected and may be trusted. The process id alone may
+    /// The user and groups were fixed when it connected and may be trusted. The process id alone may
     /// not: it could be another's by now. A pidfd that still shows life after the start time was read
     /// proves that both are of one process.
     pub(crate) fn of(socket: &impl AsFd) -> io::Result<(Self, Option<OwnedFd>)> {
@@ -46,7 +46,7 @@ impl Peer {
             Err(errno) => return Err(errno.into()),
         };
         let process = ProcessId::of(pid);
-        let groups = supplementary_groups(pid);
+        let groups = peer_groups::of(socket)?;
         if pidfd::liveness(&pidfd)? == Liveness::Dead {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the peer died"));
         }
@@ -101,13 +101,6 @@ impl Peer {
             "ask its owner, or create it with a wider --mode",
         )
     }
-}
-
-/// The groups in `/proc/PID/status`; none if they cannot be read.
-fn supplementary_groups(pid: u32) -> Vec<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let groups = status.lines().find_map(|line| line.strip_prefix("Groups:"));
-    groups.unwrap_or_default().split_ascii_whitespace().filter_map(|gid| gid.parse().ok()).collect()
 }
 
 #[cfg(test)]
@@ -165,16 +158,5 @@ mod tests {
         assert!(!peer(OTHER, &[]).may_see(&self::record(0o600)));
         let refusal = peer(OTHER, &[]).refusal("destroy", &record);
         assert_eq!(refusal.kind(), Some(ErrorCode::Permission));
-    }
-
-    #[test]
-    fn the_groups_of_a_process_are_found() {
-        let mut expected: Vec<u32> =
-            nix::unistd::getgroups().unwrap().into_iter().map(nix::unistd::Gid::as_raw).collect();
-        expected.sort_unstable();
-        let mut found = supplementary_groups(std::process::id());
-        found.sort_unstable();
-        assert_eq!(found, expected);
-        assert!(supplementary_groups(u32::MAX).is_empty());
     }
 }

@@ -8,7 +8,7 @@
 //! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
 //! | [`daemon`] | the order of starting, running and stopping |
 //! | `listen`, `socket`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
-//! | `registry`, `segment`, `adopt`, `quota`, `access` | segments, their owners and limits |
+//! | `registry`, `segment`, `adopt`, `quota`, `access`, `peer_groups` | segments, their owners and limits |
 //! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
 //! | `manager` | systemd: what it hands over, keeps, and is told |
@@ -33,6 +33,7 @@ pub mod logging;
 mod manager;
 mod metrics;
 pub mod paths;
+mod peer_groups;
 mod pidfd;
 mod processes;
 mod quota;
