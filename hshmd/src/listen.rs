@@ -14,7 +14,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use nix::unistd::{Gid, Group, chown};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use crate::config::Config;
@@ -85,10 +85,9 @@ impl Listener {
         Some(&*self.path).filter(|path| *path != Path::new(""))
     }
 
-    /// Waits for a connection. The socket it returns does not block.
-    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
-        let (stream, _) = self.socket.accept().await?;
-        Ok(stream.into_std()?.into())
+    /// Waits for a connection.
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        self.socket.accept().await.map(|(stream, _)| stream)
     }
 }
 

@@ -4,7 +4,6 @@
 //! sends much or reads little costs the daemon one buffer, and after a while its connection.
 
 use std::io;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use hshm_proto::{
     encode_reply, peek_id,
 };
 use nix::sys::socket::{getsockopt, sockopt};
+use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -28,14 +28,8 @@ use crate::strangers::MAX_USER_STRANGERS;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
-    let socket = match PacketSocket::new(socket) {
-        Ok(socket) => socket,
-        Err(error) => {
-            warn!(%error, "cannot serve a connection");
-            return;
-        }
-    };
+pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
+    let socket = PacketSocket::new(socket);
     // Before anything else is found out about it, which takes descriptors.
     let stranger = match getsockopt(&socket, sockopt::PeerCredentials) {
         Ok(credentials) => shared.strangers.enter(credentials.uid()),

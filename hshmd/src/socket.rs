@@ -1,7 +1,7 @@
 //! Packets over a connected Unix socket, without blocking the thread.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 use tokio::io::Interest;
@@ -29,9 +29,8 @@ pub(crate) enum Received {
 }
 
 impl PacketSocket {
-    /// The socket must not block.
-    pub(crate) fn new(fd: OwnedFd) -> io::Result<Self> {
-        Ok(Self { socket: UnixStream::from_std(fd.into())? })
+    pub(crate) fn new(socket: UnixStream) -> Self {
+        Self { socket }
     }
 
     /// Waits for a packet. May be cancelled without losing one.
