@@ -219,7 +219,7 @@ impl Registry {
     pub(crate) fn check_idle(&self) {
         for segment in self.all() {
             let Some(allocator) = segment.usable() else { continue };
-            if !segment.living_holders().is_empty() {
+            if segment.holders().iter().any(|process| process.is_alive()) {
                 continue;
             }
             let started = Instant::now();

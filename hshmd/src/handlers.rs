@@ -17,7 +17,13 @@ use crate::device_memory::DeviceMemory;
 use crate::error::{internal_reply, shutting_down};
 use crate::events::is_ending;
 use crate::gpu;
-use crate::segment::Segment;
+use crate::segment::{Segment, SharedSegment};
+
+/// A request that looks at all segments is answered on the thread that serves all sessions if there are
+/// no more of them, and no more processes that hold worker slots: a walk over sixteen segments' slots and
+/// as many files in `/proc` take some hundred microseconds at most.
+const FEW_SEGMENTS: usize = 16;
+const FEW_HOLDERS: usize = 16;
 
 /// Whoever asks.
 #[derive(Clone, Debug)]
@@ -88,6 +94,7 @@ pub(crate) async fn handle(
             let (sessions, more) = shared.processes.page(after, &caller.peer);
             ReplyBody::Sessions { sessions, more }
         }
+        RequestBody::Status if has_few_segments(shared) => status(shared),
         RequestBody::Status => blocking(shared, caller, |shared, _| Ok(status(shared))).await?,
         RequestBody::Drivers => {
             blocking(shared, caller, |shared, _| Ok(ReplyBody::Drivers(shared.drivers.all())))
@@ -120,9 +127,13 @@ pub(crate) async fn handle(
             blocking(shared, caller, move |shared, caller| grow(shared, caller, &name, size_bytes))
                 .await?
         }
-        RequestBody::List { after } => {
-            blocking(shared, caller, |shared, caller| Ok(list(shared, caller, after))).await?
-        }
+        RequestBody::List { after } => match list_few(shared, caller, after.as_deref()) {
+            Some(few) => few,
+            None => {
+                let list = |shared: &Shared, caller: &Caller| Ok(list(shared, caller, after));
+                blocking(shared, caller, list).await?
+            }
+        },
         RequestBody::Inspect { name, after_slot } => {
             blocking(shared, caller, move |shared, caller| {
                 inspect(shared, caller, &name, after_slot)
@@ -169,7 +180,7 @@ fn create(
     let segment = shared.registry.create(request, memory, &caller.peer)?;
     let (name, bytes) = (&segment.record.name, segment.committed_bytes());
     info!(segment = name, bytes, uid = caller.peer.uid, "created");
-    Ok(ReplyBody::Created(segment.info(0)))
+    Ok(ReplyBody::Created(segment.info(0, Vec::new())))
 }
 
 fn destroy(
@@ -197,16 +208,48 @@ fn grow(
     Ok(ReplyBody::Grown { committed_bytes })
 }
 
+/// Whether looking at all segments is so little work that handing it to another thread would take
+/// longer.
+fn has_few_segments(shared: &Shared) -> bool {
+    shared.registry.count() <= FEW_SEGMENTS
+}
+
+/// The list at once, if it is little work: as [`has_few_segments`], and few processes to be looked for
+/// in `/proc`.
+fn list_few(shared: &Shared, caller: &Caller, after: Option<&str>) -> Option<ReplyBody> {
+    if !has_few_segments(shared) {
+        return None;
+    }
+    let (segments, more) = page_of_segments(shared, caller, after);
+    let holders: Vec<_> = segments.iter().map(|segment| segment.holders()).collect();
+    if holders.iter().map(Vec::len).sum::<usize>() > FEW_HOLDERS {
+        return None;
+    }
+    let infos = segments.iter().zip(holders);
+    let segments = infos.map(|(found, holders)| info_of(shared, found, holders)).collect();
+    Some(ReplyBody::Segments { segments, more })
+}
+
 fn list(shared: &Shared, caller: &Caller, after: Option<String>) -> ReplyBody {
+    let (segments, more) = page_of_segments(shared, caller, after.as_deref());
+    let segments = segments.iter().map(|found| info_of(shared, found, found.holders())).collect();
+    ReplyBody::Segments { segments, more }
+}
+
+/// Segments that the caller may see, as many as fit a page, and whether there are more.
+fn page_of_segments(
+    shared: &Shared,
+    caller: &Caller,
+    after: Option<&str>,
+) -> (Vec<SharedSegment>, bool) {
     let mut segments = shared.registry.all();
     segments.retain(|segment| {
-        let beyond = after.as_ref().is_none_or(|after| segment.record.name > *after);
+        let beyond = after.is_none_or(|after| *segment.record.name > *after);
         beyond && caller.peer.may_see(&segment.record)
     });
     let more = segments.len() > SEGMENTS_PER_PAGE;
-    let page = segments.iter().take(SEGMENTS_PER_PAGE);
-    let segments = page.map(|segment| info_of(shared, segment)).collect();
-    ReplyBody::Segments { segments, more }
+    segments.truncate(SEGMENTS_PER_PAGE);
+    (segments, more)
 }
 
 fn check(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {
@@ -236,8 +279,8 @@ fn repair(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, Err
     Ok(ReplyBody::Repaired(report))
 }
 
-fn info_of(shared: &Shared, segment: &Segment) -> hshm_proto::SegmentInfo {
-    segment.info(shared.processes.attached(&segment.record.name).0)
+fn info_of(shared: &Shared, segment: &Segment, holders: Vec<ProcessId>) -> hshm_proto::SegmentInfo {
+    segment.info(shared.processes.attached(&segment.record.name).0, holders)
 }
 
 fn require_attach(peer: &Peer, verb: &str, segment: &Segment) -> Result<(), ErrorReply> {
@@ -330,7 +373,7 @@ fn inspect(
     workers.sort_by_key(|worker| worker.slot);
     let more_workers = workers.len() > WORKERS_PER_PAGE;
     workers.truncate(WORKERS_PER_PAGE);
-    let segment = info_of(shared, &segment);
+    let segment = info_of(shared, &segment, segment.holders());
     Ok(ReplyBody::Inspected(Box::new(HeapPage { segment, heap, workers, more_workers })))
 }
 

@@ -83,6 +83,11 @@ impl Registry {
         lock(&self.segments).values().cloned().collect()
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.segments).len()
+    }
+
     /// Puts a segment in, in place of the one of the same name if there is one.
     pub(crate) fn insert(&self, segment: Segment) -> SharedSegment {
         let segment = Arc::new(segment);

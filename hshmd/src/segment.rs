@@ -124,12 +124,12 @@ impl Segment {
         }
     }
 
-    /// Living processes that hold worker slots of it, by `/proc`. May take a while.
-    pub(crate) fn living_holders(&self) -> Vec<ProcessId> {
-        let holders = self.usable().map(AnyAllocator::holders).unwrap_or_default();
+    /// Processes that hold worker slots of it, living or not.
+    pub(crate) fn holders(&self) -> Vec<ProcessId> {
+        let mut holders = self.usable().map(AnyAllocator::holders).unwrap_or_default();
         // This daemon holds slots only while it recovers them.
-        let holders = holders.into_iter().filter(|process| process.pid != std::process::id());
-        holders.filter(|process| process.is_alive()).collect()
+        holders.retain(|process| process.pid != std::process::id());
+        holders
     }
 
     /// Refuses if somebody else than `by` uses it: living processes that hold slots, or `attached`
@@ -143,7 +143,8 @@ impl Segment {
         attached: &[ProcessId],
         advice: &str,
     ) -> Result<(), ErrorReply> {
-        let mut users = self.living_holders();
+        let mut users = self.holders();
+        users.retain(|process| process.is_alive());
         users.extend_from_slice(attached);
         users.retain(|process| Some(*process) != by.process);
         users.sort_unstable();
@@ -161,8 +162,10 @@ impl Segment {
         ))
     }
 
-    /// The segment as lists show it. `sessions` have it attached. May take a while.
-    pub(crate) fn info(&self, sessions: u32) -> SegmentInfo {
+    /// The segment as lists show it. `sessions` have it attached, and of `holders` the living are counted, by
+    /// `/proc`, which may take a while.
+    pub(crate) fn info(&self, sessions: u32, mut holders: Vec<ProcessId>) -> SegmentInfo {
+        holders.retain(|process| process.is_alive());
         let (allocator, record) = (self.usable(), &self.record);
         let problem = match &self.heap {
             Heap::Usable(_) => None,
@@ -184,7 +187,7 @@ impl Segment {
             mode: record.mode,
             created_unix_ms: record.created_unix_ms,
             object: record.object.clone(),
-            holders: u32::try_from(self.living_holders().len()).unwrap_or(u32::MAX),
+            holders: u32::try_from(holders.len()).unwrap_or(u32::MAX),
             sessions,
         }
     }
