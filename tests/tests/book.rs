@@ -67,6 +67,22 @@ fn every_page_is_in_the_summary_and_every_link_leads_somewhere() {
 }
 
 #[test]
+fn every_test_that_is_named_exists() {
+    let page = fs::read_to_string(book().join("operator/troubles.md")).unwrap();
+    let files = hshm_tests::tidy::files();
+    let mut named = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let tests = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        for test in tests.split('`').filter(|word| word.contains('_')) {
+            let definition = format!("fn {test}(");
+            assert!(files.iter().any(|file| file.text.contains(&definition)), "{test} is no test");
+            named += 1;
+        }
+    }
+    assert!(named >= 18, "{named} tests are named");
+}
+
+#[test]
 fn every_example_in_rust_is_a_documentation_test() {
     let listed = include_str!("../src/book.rs");
     for page in pages() {

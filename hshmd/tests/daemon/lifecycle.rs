@@ -137,7 +137,7 @@ fn a_segment_whose_bytes_are_not_those_of_one_is_kept_aside_until_it_is_destroye
     let site = Site::new();
     let daemon = site.start(&[]);
     let mut client = daemon.client();
-    for name in ["good", "foreign", "truncated", "header"] {
+    for name in ["good", "foreign", "truncated", "header", "older"] {
         client.create(small(name));
     }
     drop(client);
@@ -151,15 +151,24 @@ fn a_segment_whose_bytes_are_not_those_of_one_is_kept_aside_until_it_is_destroye
         *byte ^= 0x5a;
     }
     fs::write(object("header"), bytes).unwrap();
+    let mut bytes = fs::read(object("older")).unwrap();
+    bytes[8] -= 1;
+    fs::write(object("older"), bytes).unwrap();
 
     let daemon = site.start(&[]);
     let mut client = daemon.client();
-    assert_eq!(client.names(), ["foreign", "good", "header", "truncated"]);
+    assert_eq!(client.names(), ["foreign", "good", "header", "older", "truncated"]);
     for segment in client.list() {
+        if segment.name == "older" {
+            let problem = segment.problem.as_deref().unwrap_or_default();
+            let ours = hshm_memory::LAYOUT_VERSION;
+            let both = [ours - 1, ours].iter().all(|v| problem.contains(&format!("version {v}")));
+            assert!(both, "{problem}");
+        }
         assert_eq!(segment.problem.is_some(), segment.name != "good", "{segment:?}");
     }
-    assert_eq!(client.status().unusable_segments, 3);
-    for name in ["foreign", "header", "truncated"] {
+    assert_eq!(client.status().unusable_segments, 4);
+    for name in ["foreign", "header", "older", "truncated"] {
         let attach = RequestBody::Attach { name: name.into() };
         let error = client.refused(attach, ErrorCode::Unusable);
         assert!(error.advice.contains("destroy"), "{error}");
