@@ -33,7 +33,7 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Threads that may block, and how many of them serve clients' requests; the rest is the reaper's.
 const BLOCKING_THREADS: usize = 16;
-const CLIENT_BLOCKING_THREADS: usize = 12;
+pub(crate) const CLIENT_BLOCKING_THREADS: usize = 12;
 
 /// Connections beyond the limit on sessions that may be open for a greeting, or its refusal, of which one
 /// user has at most [`MAX_USER_STRANGERS`](crate::strangers::MAX_USER_STRANGERS). Further ones wait in

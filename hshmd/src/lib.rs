@@ -25,6 +25,8 @@ pub mod daemon;
 mod device_memory;
 mod error;
 mod events;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod gpu;
 mod handlers;
 mod listen;
