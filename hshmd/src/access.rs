@@ -2,15 +2,43 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use hshm_memory::ProcessId;
 use hshm_proto::{ErrorCode, ErrorReply};
 use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt};
+use nix::unistd::Gid;
 
+use crate::config::AccessConfig;
+use crate::error::DaemonError;
+use crate::names::find_group;
 use crate::peer_groups;
 use crate::pidfd::{self, Liveness};
 use crate::state::Record;
+
+/// Which groups are more than others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rules {
+    admin_gid: Option<u32>,
+    /// With the name that it was given.
+    create_group: Option<(u32, String)>,
+}
+
+impl Rules {
+    /// Looks the groups up.
+    pub(crate) fn find(config: &AccessConfig) -> Result<Self, DaemonError> {
+        let find = |setting, name: &Option<String>| {
+            let gid = name.as_deref().map(|name| find_group(setting, name)).transpose()?;
+            Ok::<_, DaemonError>(gid.map(Gid::as_raw))
+        };
+        let create_gid = find("access.create_group", &config.create_group)?;
+        Ok(Self {
+            admin_gid: find("access.admin_group", &config.admin_group)?,
+            create_group: create_gid.zip(config.create_group.clone()),
+        })
+    }
+}
 
 /// The process at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -21,6 +49,8 @@ pub(crate) struct Peer {
     pub(crate) groups: Vec<u32>,
     /// The process; none if it lives where this daemon cannot see it.
     pub(crate) process: Option<ProcessId>,
+    /// As they were when it connected.
+    pub(crate) rules: Arc<Rules>,
 }
 
 impl Peer {
@@ -29,10 +59,10 @@ impl Peer {
     /// The user and groups were fixed when it connected and may be trusted. The process id alone may
     /// not: it could be another's by now. A pidfd that still shows life after the start time was read
     /// proves that both are of one process.
-    pub(crate) fn of(socket: &impl AsFd) -> io::Result<(Self, Option<OwnedFd>)> {
+    pub(crate) fn of(socket: &impl AsFd, rules: Arc<Rules>) -> io::Result<(Self, Option<OwnedFd>)> {
         let credentials = getsockopt(socket, sockopt::PeerCredentials)?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
-        let mut peer = Self { uid, gid, groups: Vec::new(), process: None };
+        let mut peer = Self { uid, gid, groups: Vec::new(), process: None, rules };
         let pid = u32::try_from(credentials.pid()).unwrap_or(0);
         if pid == 0 {
             // A process in a pid namespace that is not below ours.
@@ -56,9 +86,40 @@ impl Peer {
         Ok((peer, pidfd))
     }
 
-    /// Whether it may do anything: root, or the daemon's own user.
+    /// Whether it may do anything: root, the daemon's own user, and the members of the group for that.
     pub(crate) fn is_admin(&self) -> bool {
-        self.uid == 0 || self.uid == nix::unistd::geteuid().as_raw()
+        self.uid == 0
+            || self.uid == nix::unistd::geteuid().as_raw()
+            || self.rules.admin_gid.is_some_and(|gid| self.in_group(gid))
+    }
+
+    /// Refuses one that may not create segments.
+    pub(crate) fn require_create(&self, name: &str) -> Result<(), ErrorReply> {
+        match &self.rules.create_group {
+            Some((gid, group)) if !self.in_group(*gid) && !self.is_admin() => Err(ErrorReply::new(
+                ErrorCode::Permission,
+                format_args!(
+                    "user {} may not create segment {name:?}: only members of group {group:?} may",
+                    self.uid
+                ),
+                "join the group and connect anew, or have an administrator create the segment",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses one that may not have memory locked for it.
+    pub(crate) fn require_lock(&self, name: &str) -> Result<(), ErrorReply> {
+        if self.is_admin() {
+            return Ok(());
+        }
+        Err(ErrorReply::new(
+            ErrorCode::Permission,
+            format_args!(
+                "cannot create segment {name:?}: only the daemon's user and root may have memory locked, since it counts as the daemon's"
+            ),
+            "create it without the lock",
+        ))
     }
 
     fn in_group(&self, gid: u32) -> bool {
@@ -115,7 +176,7 @@ mod tests {
     const GROUP: u32 = 4_000_003;
 
     fn peer(uid: u32, groups: &[u32]) -> Peer {
-        Peer { uid, gid: 4_000_009, groups: groups.to_vec(), process: None }
+        Peer { uid, gid: 4_000_009, groups: groups.to_vec(), process: None, rules: Arc::default() }
     }
 
     fn record(mode: u32) -> Record {

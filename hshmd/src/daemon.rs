@@ -1,7 +1,7 @@
 //! Starting, running and stopping.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use crate::access::Rules;
 use crate::config::{Config, Limits};
 use crate::device_memory::DeviceMemories;
 use crate::error::DaemonError;
@@ -23,6 +24,7 @@ use crate::paths::Namespace;
 use crate::processes::Processes;
 use crate::reaper::{Reaper, Watcher};
 use crate::registry::Registry;
+use crate::reload;
 use crate::session::serve;
 use crate::size::format_size;
 use crate::state::StateDir;
@@ -46,7 +48,13 @@ const FAREWELL: Duration = Duration::from_secs(5);
 /// What all sessions share.
 #[derive(Debug)]
 pub(crate) struct Shared {
+    /// What holds until the daemon stops.
     pub(crate) config: Config,
+    /// The same as it was read, before it was fitted to what was found.
+    pub(crate) as_read: Config,
+    pub(crate) rules: RwLock<Arc<Rules>>,
+    /// Held while the configuration is read again.
+    pub(crate) reloading: tokio::sync::Mutex<()>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) processes: Arc<Processes>,
     pub(crate) watcher: Watcher,
@@ -60,7 +68,15 @@ pub(crate) struct Shared {
     pub(crate) stop: watch::Sender<bool>,
 }
 
-/// Runs the daemon until it is told to stop by SIGTERM, SIGINT or SIGHUP.
+impl Shared {
+    /// Which groups are more than others, for who connects now.
+    pub(crate) fn rules(&self) -> Arc<Rules> {
+        Arc::clone(&self.rules.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs the daemon until it is told to stop by SIGTERM or SIGINT. On SIGHUP it reads its configuration
+/// again, or stops as well if that is from no file.
 ///
 /// `on_ready` is called once, when clients can connect. The log goes wherever the process's tracing
 /// subscriber takes it (see [`crate::logging::start`]).
@@ -89,7 +105,9 @@ async fn run_async(
     inherited: Inherited,
     on_ready: impl FnOnce(&Config),
 ) -> Result<(), DaemonError> {
-    let mut signals = Signals::new()?;
+    let as_read = config.clone();
+    let rules = Rules::find(&config.access)?;
+    let mut signals = Signals::new(config.source.is_some())?;
     let manager = Manager::of_environment();
     manager.notify(&[NotifyState::Status("taking over segments")]);
     manager.check_room(config.limits.max_segments);
@@ -107,6 +125,7 @@ async fn run_async(
     reaper.sweep().await;
     registry.check_idle();
 
+    registry.create_declared(&config.segments);
     let device_memories = DeviceMemories::default();
     device_memories.adopt(inherited.kept_memory, &registry);
 
@@ -122,6 +141,9 @@ async fn run_async(
     let sweeping = tokio::spawn(reaper.run(config.sweep_interval, stopping.clone()));
     let shared = Arc::new(Shared {
         config,
+        as_read,
+        rules: RwLock::new(Arc::new(rules)),
+        reloading: tokio::sync::Mutex::default(),
         registry,
         processes,
         watcher,
@@ -154,7 +176,8 @@ async fn run_async(
     on_ready(&shared.config);
 
     let mut sessions = JoinSet::new();
-    let signal = accept_until(&shared, strangers, &listener, &mut signals, &mut sessions).await;
+    let stop = accept_until(&shared, strangers, &listener, &mut signals, &mut sessions);
+    let signal = stop.await;
 
     info!(signal, "stopping");
     manager.notify(&[NotifyState::Stopping, NotifyState::Status("stopping")]);
@@ -186,11 +209,14 @@ async fn accept_until(
     signals: &mut Signals,
     sessions: &mut JoinSet<()>,
 ) -> &'static str {
-    let most = shared.config.limits.max_sessions.saturating_add(strangers);
     let mut failing = false;
     loop {
+        let most = shared.registry.limits().max_sessions.saturating_add(strangers);
         tokio::select! {
-            signal = signals.next() => return signal,
+            signal = signals.next() => match signal {
+                Told::Stop(signal) => return signal,
+                Told::Reload => drop(tokio::spawn(reload::reload(Arc::clone(shared)))),
+            },
             ended = sessions.join_next(), if !sessions.is_empty() => {
                 if let Some(Err(error)) = ended {
                     error!(%error, "a session failed inside the daemon");
@@ -214,15 +240,24 @@ async fn accept_until(
     }
 }
 
-/// The signals that stop the daemon. From its construction on they do not kill it.
+/// What a signal says.
+enum Told {
+    /// With the signal's name.
+    Stop(&'static str),
+    Reload,
+}
+
+/// The signals that the daemon heeds. From its construction on they do not kill it.
 struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    /// Whether there is a configuration to be read again.
+    reloads: bool,
 }
 
 impl Signals {
-    fn new() -> Result<Self, DaemonError> {
+    fn new(reloads: bool) -> Result<Self, DaemonError> {
         let on = |kind| {
             signal(kind).map_err(|error| DaemonError::system("cannot wait for signals", error))
         };
@@ -230,14 +265,15 @@ impl Signals {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             hangup: on(SignalKind::hangup())?,
+            reloads,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.hangup.recv() => "SIGHUP",
+            _ = self.terminate.recv() => Told::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Told::Stop("SIGINT"),
+            _ = self.hangup.recv() => if self.reloads { Told::Reload } else { Told::Stop("SIGHUP") },
         }
     }
 }
@@ -255,7 +291,7 @@ fn raise_descriptor_limit() {
 /// Lets no more sessions in than there are descriptors for, so that some are left for segments and
 /// records: a daemon without any could not serve those either who are connected. How many connections
 /// may be open besides, for a greeting.
-fn fit_descriptors(limits: &mut Limits) -> usize {
+pub(crate) fn fit_descriptors(limits: &mut Limits) -> usize {
     let Ok((files, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return MAX_STRANGERS };
     // A connection takes two; a quarter is for other things.
     let connections = usize::try_from(files / 4 * 3 / 2).unwrap_or(usize::MAX);

@@ -152,8 +152,8 @@ impl DeviceMemories {
         // Counted by itself: it is not the machine's memory.
         let verb = "add device memory to";
         let demand = Demand { verb, name, backend, size_bytes: bytes, present_bytes: 0 };
-        demand.check_limits(&registry.limits, self.usage(|_| true))?;
-        demand.check_user_limits(&registry.limits, owner, self.usage(|uid| uid == owner))?;
+        demand.check_limits(&registry.limits(), self.usage(|_| true))?;
+        demand.check_user_limits(&registry.limits(), owner, self.usage(|uid| uid == owner))?;
         let (file, bytes) = gpu::take_memory(vendor, device, bytes).map_err(|why| {
             let advice = "ask hshmctl status what the daemon finds; a service that may not open devices needs PrivateDevices=no and DeviceAllow=";
             refused(ErrorCode::BadArgument, &why, advice)

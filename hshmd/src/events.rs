@@ -152,7 +152,7 @@ mod tests {
     }
 
     fn peer(uid: u32) -> Peer {
-        Peer { uid, gid: uid, groups: Vec::new(), process: None }
+        Peer { uid, gid: uid, groups: Vec::new(), process: None, rules: std::sync::Arc::default() }
     }
 
     /// Neither root nor whoever runs this test.

@@ -74,7 +74,10 @@ impl Rehearsal {
         let (stop, stopping) = watch::channel(false);
         runtime.spawn(reaper.run(config.sweep_interval, stopping));
         let shared = Arc::new(Shared {
+            as_read: config.clone(),
             config,
+            rules: std::sync::RwLock::default(),
+            reloading: tokio::sync::Mutex::default(),
             registry,
             processes,
             watcher,
@@ -92,6 +95,9 @@ impl Rehearsal {
 
     /// Serves a connection from now on. The socket must not block.
     pub fn serve(&mut self, socket: OwnedFd) {
+        let _context = self.runtime.enter();
+        let socket = tokio::net::UnixStream::from_std(socket.into());
+        let socket = socket.expect("a socket can be waited for");
         self.sessions.spawn_on(serve(Arc::clone(&self.shared), socket), self.runtime.handle());
     }
 

@@ -177,6 +177,10 @@ fn create(
     request: &CreateSegment,
     memory: &BackendOptions,
 ) -> Result<ReplyBody, ErrorReply> {
+    caller.peer.require_create(&request.name)?;
+    if memory.lock {
+        caller.peer.require_lock(&request.name)?;
+    }
     let segment = shared.registry.create(request, memory, &caller.peer)?;
     let (name, bytes) = (&segment.record.name, segment.committed_bytes());
     info!(segment = name, bytes, uid = caller.peer.uid, "created");

@@ -6,9 +6,9 @@
 //! | module | what it knows |
 //! |---|---|
 //! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
-//! | [`daemon`] | the order of starting, running and stopping |
+//! | [`daemon`], `reload` | the order of starting, running and stopping; reading the configuration again |
 //! | `listen`, `socket`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
-//! | `registry`, `segment`, `adopt`, `quota`, `access`, `peer_groups` | segments, their owners and limits |
+//! | `registry`, `declare`, `segment`, `adopt`, `quota`, `access`, `names`, `peer_groups` | segments, their owners and limits |
 //! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
 //! | `manager` | systemd: what it hands over, keeps, and is told |
@@ -22,6 +22,7 @@ mod access;
 mod adopt;
 pub mod config;
 pub mod daemon;
+mod declare;
 mod device_memory;
 mod error;
 mod events;
@@ -34,6 +35,7 @@ mod listen;
 pub mod logging;
 mod manager;
 mod metrics;
+mod names;
 pub mod paths;
 mod peer_groups;
 mod pidfd;
@@ -41,6 +43,7 @@ mod processes;
 mod quota;
 mod reaper;
 mod registry;
+mod reload;
 mod repair;
 mod segment;
 mod session;

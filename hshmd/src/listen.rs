@@ -13,12 +13,13 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
-use nix::unistd::{Gid, Group, chown};
+use nix::unistd::chown;
 use tokio::net::{UnixListener, UnixStream};
 use tracing::warn;
 
 use crate::config::Config;
 use crate::error::DaemonError;
+use crate::names::find_group;
 use crate::paths::{environment, prepare_socket_dir};
 
 /// A socket that accepts connections. If its file was made here, it is removed with it.
@@ -122,7 +123,7 @@ fn place(config: &Config, fd: &OwnedFd, temporary: &Path) -> Result<(u64, u64), 
     let path = &config.socket;
     let file = |what, error| DaemonError::file(what, path, error);
     if let Some(group) = &config.socket_group {
-        let gid = find_group(group)?;
+        let gid = find_group("socket_group", group)?;
         chown(temporary, None, Some(gid))
             .map_err(|errno| file("cannot set the group of", errno.into()))?;
     }
@@ -133,19 +134,6 @@ fn place(config: &Config, fd: &OwnedFd, temporary: &Path) -> Result<(u64, u64), 
     fs::rename(temporary, path).map_err(|error| file("cannot place the socket at", error))?;
     let found = fs::symlink_metadata(path).map_err(|error| file("cannot find", error))?;
     Ok((found.dev(), found.ino()))
-}
-
-fn find_group(group: &str) -> Result<Gid, DaemonError> {
-    if let Ok(number) = group.parse() {
-        return Ok(Gid::from_raw(number));
-    }
-    match Group::from_name(group) {
-        Ok(Some(found)) => Ok(found.gid),
-        _ => Err(DaemonError::Setting {
-            setting: "socket_group",
-            why: format!("there is no group {group:?}; create it, or leave the setting out"),
-        }),
-    }
 }
 
 /// Lets only one daemon at a time look whether the place is free and take it. Another user may keep

@@ -1,6 +1,7 @@
 //! The daemon's log: on standard error, for people or as JSON.
 
 use std::io::{self, IsTerminal};
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
@@ -19,6 +20,18 @@ pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
         })
 }
 
+/// Changes the filter of the log, if [`start`] made one.
+static FILTER: OnceLock<Box<dyn Fn(EnvFilter) + Send + Sync>> = OnceLock::new();
+
+/// Logs as much as `level` says from now on.
+pub(crate) fn set_level(level: &str) -> Result<(), DaemonError> {
+    let filter = parse_level(level)?;
+    if let Some(set) = FILTER.get() {
+        set(filter);
+    }
+    Ok(())
+}
+
 /// Directs the log to standard error from now on, in the whole process.
 ///
 /// # Errors
@@ -26,13 +39,24 @@ pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
 pub fn start(config: &LogConfig) -> Result<(), DaemonError> {
     let filter = parse_level(&config.level)?;
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // Fails only if something else in this process has set a log up already, which then receives it.
-    let _ = match config.format {
+    // Either fails only if something else in this process has set a log up already, which then receives
+    // it.
+    match config.format {
         LogFormat::Human => {
             let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-            log.with_ansi(colour).with_target(false).try_init()
+            let log = log.with_ansi(colour).with_target(false).with_filter_reloading();
+            let handle = log.reload_handle();
+            if log.try_init().is_ok() {
+                let _ = FILTER.set(Box::new(move |filter| drop(handle.reload(filter))));
+            }
         }
-        LogFormat::Json => log.json().flatten_event(true).try_init(),
-    };
+        LogFormat::Json => {
+            let log = log.json().flatten_event(true).with_filter_reloading();
+            let handle = log.reload_handle();
+            if log.try_init().is_ok() {
+                let _ = FILTER.set(Box::new(move |filter| drop(handle.reload(filter))));
+            }
+        }
+    }
     Ok(())
 }

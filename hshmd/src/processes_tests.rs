@@ -4,7 +4,7 @@ use super::*;
 
 fn peer(uid: u32, pid: u32) -> Peer {
     let process = Some(ProcessId { pid, start_ticks: 1 });
-    Peer { uid, gid: uid, groups: Vec::new(), process }
+    Peer { uid, gid: uid, groups: Vec::new(), process, rules: Arc::default() }
 }
 
 fn connect(processes: &Arc<Processes>, peer: &Peer) -> Connected {

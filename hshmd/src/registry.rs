@@ -2,7 +2,7 @@
 //! thread.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use hshm_memory::gpu::GpuVendor;
 use hshm_memory::{
@@ -38,7 +38,7 @@ const LEAST_DEFAULT_CAPACITY: u64 = 4 << 20;
 pub(crate) struct Registry {
     pub(crate) state: StateDir,
     pub(crate) namespace: Namespace,
-    pub(crate) limits: Limits,
+    limits: RwLock<Limits>,
     pub(crate) manager: Manager,
     pub(crate) events: Events,
     segments: Mutex<BTreeMap<String, SharedSegment>>,
@@ -61,7 +61,18 @@ impl Registry {
     ) -> Self {
         let (segments, change) = (Mutex::new(BTreeMap::new()), Mutex::new(false));
         let events = Events::new();
+        let limits = RwLock::new(limits);
         Self { state, namespace, limits, manager, events, segments, change }
+    }
+
+    /// What clients may use up, as of now.
+    pub(crate) fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes these the limits. What exceeds them already stays.
+    pub(crate) fn set_limits(&self, limits: Limits) {
+        *self.limits.write().unwrap_or_else(PoisonError::into_inner) = limits;
     }
 
     /// The segment `name`.
@@ -160,20 +171,11 @@ impl Registry {
             size_bytes: request.size_bytes,
             present_bytes: 0,
         };
-        demand.check_limits(&self.limits, self.usage())?;
-        demand.check_user_limits(&self.limits, owner.uid, self.usage_of(owner.uid))?;
+        demand.check_limits(&self.limits(), self.usage())?;
+        demand.check_user_limits(&self.limits(), owner.uid, self.usage_of(owner.uid))?;
         demand.check_machine()?;
 
         let object = request.backend.is_named().then(|| self.namespace.object(name));
-        if memory.lock && !owner.is_admin() {
-            return Err(ErrorReply::new(
-                ErrorCode::Permission,
-                format_args!(
-                    "cannot create segment {name:?}: only the daemon's user and root may have memory locked, since it counts as the daemon's"
-                ),
-                "create it without the lock",
-            ));
-        }
         refuse_stranger(name, object.as_deref())?;
         let id = self.next_id(request.backend);
         let record = Record::creating(name, request.backend, request.allocator, object, id);
@@ -353,8 +355,8 @@ impl Registry {
         let backend = segment.record.backend;
         let demand = Demand { verb: "grow", name, backend, size_bytes, present_bytes };
         let owner = segment.record.uid;
-        demand.check_limits(&self.limits, self.usage())?;
-        demand.check_user_limits(&self.limits, owner, self.usage_of(owner))?;
+        demand.check_limits(&self.limits(), self.usage())?;
+        demand.check_user_limits(&self.limits(), owner, self.usage_of(owner))?;
         demand.check_machine()?;
         let grown = allocator.grow(size_bytes);
         let committed_bytes = grown.map_err(|error| allocator_reply("grow", name, &error))?;

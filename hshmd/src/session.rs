@@ -48,7 +48,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         let _ = send(&socket, &busy.encode()).await;
         return;
     };
-    let (peer, pidfd) = match Peer::of(&socket) {
+    let (peer, pidfd) = match Peer::of(&socket, shared.rules()) {
         Ok(found) => found,
         Err(error) => {
             debug!(%error, "a client was gone before it could be identified");
@@ -126,7 +126,7 @@ async fn greet(
                     );
                     refusal(ErrorCode::Version, message, advice)
                 })?;
-            let limits = &shared.config.limits;
+            let limits = &shared.registry.limits();
             let session =
                 shared.processes.connect(&peer, &hello.client_name, Arc::clone(close), limits);
             let session = session.map_err(|too_many| match too_many {

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use hshm_memory::gpu::GpuVendor;
 use hshmd::DaemonError;
-use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
+use hshmd::config::{Config, LogFormat, Overrides};
 use hshmd::gpu::Errand;
 
 const AFTER_HELP: &str = "\
@@ -34,14 +34,32 @@ directory FILE.d say, the last by name before the others, then FILE):
   max_user_segments = 64          # of one user, root and the daemon's own excepted; no limits by
   max_user_bytes = \"16G\"         # default
   max_user_sessions = 256         # and never more than three quarters of max_sessions
+  [access]
+  admin_group = \"hshm-admin\"      # its members may do what root may; [default: nobody else]
+  create_group = \"hshm\"           # only its members may create segments [default: anybody]
   [metrics]
   listen = \"/run/hshm/metrics.sock\"  # OpenMetrics over HTTP, GET /metrics; also 127.0.0.1:9177
                                   # [default: nowhere]
   [log]
   format = \"human\"                # or json
   level = \"info\"
+  [[segment]]                     # created at the start if it is not there; as hshmctl create has it
+  name = \"frames\"
+  size = \"1G\"
+  capacity = \"8G\"
+  backend = \"posix-shm\"
+  allocator = \"thread-local\"
+  custom_header = \"4K\"
+  on_exit = \"keep\"
+  worker_slots = 64
+  mode = 0o660
+  owner = \"camera\"               # [default: the daemon's user]
+  group = \"video\"
+  memory = { huge_pages = \"try\", numa = \"default\", lock = false, populate = false }
 
-SIGTERM, SIGINT and SIGHUP stop it. Segments stay in /dev/shm, and the next start takes them over;
+SIGTERM and SIGINT stop it. On SIGHUP it reads the configuration file again: limits, access, the log's
+level and new segments take effect, the log names what would at the next start only, and if there is an
+error all stays as it was. Without a configuration file SIGHUP stops it. Segments stay in /dev/shm, and the next start takes them over;
 processes that use them go on meanwhile. Segments of the backend memfd go with the daemon, unless the
 service manager that started it keeps them (systemd's FileDescriptorStoreMax=). A socket that the
 service manager hands over is listened on in place of the one in the settings.
@@ -125,10 +143,6 @@ fn probe(vendor: GpuVendor, errand: &Errand) -> ExitCode {
 }
 
 fn configure(arguments: Arguments) -> Result<Config, DaemonError> {
-    let file = match &arguments.config {
-        Some(path) => FileConfig::read(path)?,
-        None => FileConfig::default(),
-    };
     let overrides = Overrides {
         socket: arguments.socket,
         state_dir: arguments.state_dir,
@@ -136,7 +150,8 @@ fn configure(arguments: Arguments) -> Result<Config, DaemonError> {
         log_format: arguments.log_format,
         log_level: arguments.log_level,
     };
-    let config = Config::resolve(overrides, file, &hshmd::paths::environment())?;
+    let file = arguments.config.as_deref();
+    let config = Config::load(overrides, file, hshmd::paths::environment())?;
     hshmd::logging::start(&config.log)?;
     Ok(config)
 }

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use hshm_memory::{AllocatorKind, BackendKind, BackendOptions, OnExit};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, Visitor};
 
@@ -26,9 +27,39 @@ pub struct FileConfig {
     #[serde(default)]
     pub(super) limits: FileLimits,
     #[serde(default)]
+    pub(super) access: FileAccess,
+    #[serde(default)]
     pub(super) metrics: FileMetrics,
     #[serde(default)]
     pub(super) log: FileLog,
+    #[serde(default, rename = "segment")]
+    pub(super) segments: Vec<FileSegment>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileAccess {
+    pub(super) admin_group: Option<String>,
+    pub(super) create_group: Option<String>,
+}
+
+/// One `[[segment]]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct FileSegment {
+    pub(super) name: String,
+    pub(super) size: Size,
+    pub(super) capacity: Option<Size>,
+    pub(super) backend: Option<BackendKind>,
+    pub(super) allocator: Option<AllocatorKind>,
+    pub(super) custom_header: Option<Size>,
+    pub(super) on_exit: Option<OnExit>,
+    pub(super) worker_slots: Option<u32>,
+    pub(super) mode: Option<OctalMode>,
+    pub(super) owner: Option<String>,
+    pub(super) group: Option<String>,
+    #[serde(default)]
+    pub(super) memory: BackendOptions,
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -119,6 +150,17 @@ impl FileConfig {
                 max_user_segments: self.limits.max_user_segments.or(limits.max_user_segments),
                 max_user_bytes: self.limits.max_user_bytes.or(limits.max_user_bytes),
                 max_user_sessions: self.limits.max_user_sessions.or(limits.max_user_sessions),
+            },
+            access: FileAccess {
+                admin_group: self.access.admin_group.or(earlier.access.admin_group),
+                create_group: self.access.create_group.or(earlier.access.create_group),
+            },
+            segments: {
+                let again = |name: &str| self.segments.iter().any(|segment| segment.name == name);
+                let mut kept = earlier.segments;
+                kept.retain(|segment| !again(&segment.name));
+                kept.extend(self.segments);
+                kept
             },
             metrics: FileMetrics { listen: self.metrics.listen.or(earlier.metrics.listen) },
             log: FileLog {

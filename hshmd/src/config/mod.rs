@@ -1,15 +1,17 @@
 //! What the daemon is told: by options, by a file, and by default, in this order of precedence.
 
+mod declared;
 mod file;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use hshm_proto::Environment;
 use serde::Deserialize;
 
+pub use self::declared::DeclaredSegment;
 pub use self::file::FileConfig;
 use crate::error::DaemonError;
 
@@ -36,6 +38,29 @@ pub struct Config {
     pub metrics: Option<MetricsAddress>,
     /// How it logs.
     pub log: LogConfig,
+    /// Who may do what beyond using the segments that they may.
+    pub access: AccessConfig,
+    /// Segments that are created at the start if they are not there.
+    pub segments: Vec<DeclaredSegment>,
+    /// What all this was read from, to be read again on SIGHUP; none if from no file.
+    pub source: Option<Source>,
+}
+
+/// A configuration file, and what was said beside it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Source {
+    file: PathBuf,
+    options: Overrides,
+    environment: Environment,
+}
+
+/// Groups that are more than others, by name or number. What one may do is found out when it connects.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct AccessConfig {
+    /// Its members may do what root and the daemon's own user may.
+    pub admin_group: Option<String>,
+    /// Only its members, and administrators, may create segments; anybody who may connect if none.
+    pub create_group: Option<String>,
 }
 
 /// Where metrics can be asked for.
@@ -147,7 +172,51 @@ impl Config {
             limits: Limits::default(),
             metrics: None,
             log: LogConfig::default(),
+            access: AccessConfig::default(),
+            segments: Vec::new(),
+            source: None,
         }
+    }
+
+    /// Reads the file, if there is one, and puts it together with what options and environment say.
+    ///
+    /// # Errors
+    /// As [`FileConfig::read`] and [`Config::resolve`].
+    pub fn load(
+        options: Overrides,
+        file: Option<&Path>,
+        environment: Environment,
+    ) -> Result<Self, DaemonError> {
+        let read = file.map(FileConfig::read).transpose()?.unwrap_or_default();
+        let mut config = Self::resolve(options.clone(), read, &environment)?;
+        config.source = file.map(|file| Source { file: file.to_owned(), options, environment });
+        Ok(config)
+    }
+
+    /// Reads again what [`Config::load`] read; none if that was no file.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_again(&self) -> Option<Result<Self, DaemonError>> {
+        let Source { file, options, environment } = self.source.clone()?;
+        Some(Self::load(options, Some(&file), environment))
+    }
+
+    /// The settings that differ from `other`'s and take effect at a start only.
+    pub(crate) fn fixed_changes(&self, other: &Self) -> Vec<&'static str> {
+        [
+            ("socket", self.socket != other.socket),
+            ("socket_mode", self.socket_mode != other.socket_mode),
+            ("socket_group", self.socket_group != other.socket_group),
+            ("state_dir", self.state_dir != other.state_dir),
+            ("remove_on_shutdown", self.remove_on_shutdown != other.remove_on_shutdown),
+            ("sweep_interval_ms", self.sweep_interval != other.sweep_interval),
+            ("metrics.listen", self.metrics != other.metrics),
+            ("log.format", self.log.format != other.log.format),
+        ]
+        .into_iter()
+        .filter_map(|(name, differs)| differs.then_some(name))
+        .collect()
     }
 
     /// Puts together what options, file and environment say.
@@ -186,6 +255,11 @@ impl Config {
             max_user_bytes: limits.max_user_bytes.map(|size| size.0),
             max_user_sessions: limits.max_user_sessions,
         };
+        config.access = AccessConfig {
+            admin_group: file.access.admin_group,
+            create_group: file.access.create_group,
+        };
+        config.segments = declared::all(file.segments)?;
         config.metrics = file.metrics.listen.map(|address| address.0);
         config.log = LogConfig {
             format: options.log_format.or(file.log.format).unwrap_or_default(),
@@ -196,7 +270,7 @@ impl Config {
 }
 
 /// What the command line says.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Overrides {
     /// `--socket`.
     pub socket: Option<PathBuf>,

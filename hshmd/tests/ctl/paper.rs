@@ -57,7 +57,7 @@ fn every_key_of_the_configuration_is_in_its_manual_page_and_in_the_help() {
     let directory = tempfile::tempdir().unwrap();
     let top = keys_of("", directory.path());
     assert!(top.iter().any(|key| key == "limits"), "{top:?}");
-    for table in ["", "limits", "metrics", "log"] {
+    for table in ["", "limits", "access", "metrics", "log", "[segment]"] {
         for key in keys_of(table, directory.path()) {
             for (what, text) in [("hshmd.toml.5", &page), ("hshmd --help", &help)] {
                 let mut words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
