@@ -95,9 +95,6 @@ impl Rehearsal {
 
     /// Serves a connection from now on. The socket must not block.
     pub fn serve(&mut self, socket: OwnedFd) {
-        let _context = self.runtime.enter();
-        let socket = tokio::net::UnixStream::from_std(socket.into());
-        let socket = socket.expect("a socket can be waited for");
         self.sessions.spawn_on(serve(Arc::clone(&self.shared), socket), self.runtime.handle());
     }
 

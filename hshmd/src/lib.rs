@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
 //! | [`daemon`], `reload` | the order of starting, running and stopping; reading the configuration again |
-//! | `listen`, `socket`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
+//! | `listen`, `socket`, `awaited`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
 //! | `registry`, `declare`, `segment`, `adopt`, `quota`, `access`, `names`, `peer_groups` | segments, their owners and limits |
 //! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
@@ -20,6 +20,7 @@
 
 mod access;
 mod adopt;
+mod awaited;
 pub mod config;
 pub mod daemon;
 mod declare;

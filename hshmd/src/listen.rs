@@ -14,9 +14,12 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
 };
 use nix::unistd::chown;
-use tokio::net::{UnixListener, UnixStream};
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tracing::warn;
 
+use crate::awaited;
 use crate::config::Config;
 use crate::error::DaemonError;
 use crate::names::find_group;
@@ -25,7 +28,7 @@ use crate::paths::{environment, prepare_socket_dir};
 /// A socket that accepts connections. If its file was made here, it is removed with it.
 #[derive(Debug)]
 pub(crate) struct Listener {
-    socket: UnixListener,
+    socket: AsyncFd<OwnedFd>,
     path: PathBuf,
     /// Device and inode of the file, so that another daemon's is not removed in its place. None if
     /// the service manager made it.
@@ -63,7 +66,7 @@ impl Listener {
             let _ = fs::remove_file(&temporary);
         }
         let file = placed?;
-        let socket = UnixListener::from_std(fd.into())
+        let socket = awaited::register(fd, Interest::READABLE)
             .map_err(|error| DaemonError::system("cannot wait for connections", error))?;
         Ok(Self { socket, path: path.clone(), file: Some(file) })
     }
@@ -77,7 +80,7 @@ impl Listener {
         socket.set_nonblocking(true).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         let path = address.as_pathname().map(Path::to_path_buf).unwrap_or_default();
-        let socket = UnixListener::from_std(socket).map_err(failed)?;
+        let socket = awaited::register(socket.into(), Interest::READABLE).map_err(failed)?;
         Ok(Self { socket, path, file: None })
     }
 
@@ -86,9 +89,11 @@ impl Listener {
         Some(&*self.path).filter(|path| *path != Path::new(""))
     }
 
-    /// Waits for a connection.
-    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
-        self.socket.accept().await.map(|(stream, _)| stream)
+    /// Waits for a connection. The socket it returns does not block.
+    pub(crate) async fn accept(&self) -> io::Result<OwnedFd> {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let accept = |socket: &OwnedFd| Ok(accept_with(socket, flags)?);
+        self.socket.async_io(Interest::READABLE, accept).await
     }
 }
 

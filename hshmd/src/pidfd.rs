@@ -1,5 +1,4 @@
 //! Processes by descriptor: the kernel's handle that cannot come to mean another process.
-#![allow(unsafe_code, reason = "tokio's registration of a descriptor is an unsafe function")]
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -8,6 +7,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+use crate::awaited;
 
 /// Whether a process runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +39,7 @@ pub(crate) struct AsyncPidfd {
 
 impl AsyncPidfd {
     pub(crate) fn new(pidfd: OwnedFd) -> io::Result<Self> {
-        // SAFETY: [owned] an OwnedFd is the same open descriptor until it is dropped, which AsyncFd
-        // does after it has deregistered it, and nothing here takes it out.
-        let pidfd = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        Ok(Self { pidfd: pidfd? })
+        awaited::register(pidfd, Interest::READABLE).map(|pidfd| Self { pidfd })
     }
 
     /// Waits until the process has died.

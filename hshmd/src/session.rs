@@ -4,6 +4,7 @@
 //! sends much or reads little costs the daemon one buffer, and after a while its connection.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,6 @@ use hshm_proto::{
     encode_reply, peek_id,
 };
 use nix::sys::socket::{getsockopt, sockopt};
-use tokio::net::UnixStream;
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
@@ -28,10 +28,16 @@ use crate::strangers::MAX_USER_STRANGERS;
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Serves a connection until it ends.
-pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
-    let socket = PacketSocket::new(socket);
+pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
+    let mut socket = match PacketSocket::new(socket) {
+        Ok(socket) => socket,
+        Err(error) => {
+            warn!(%error, "cannot serve a connection");
+            return;
+        }
+    };
     // Before anything else is found out about it, which takes descriptors.
-    let stranger = match getsockopt(&socket, sockopt::PeerCredentials) {
+    let stranger = match socket.fd().and_then(|fd| Ok(getsockopt(&fd, sockopt::PeerCredentials)?)) {
         Ok(credentials) => shared.strangers.enter(credentials.uid()),
         Err(error) => {
             debug!(%error, "a client was gone before it could be identified");
@@ -45,10 +51,10 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         let busy =
             refusal(ErrorCode::Busy, message, "try again later, and close those connections");
         // Its queue is empty, so there is no waiting.
-        let _ = send(&socket, &busy.encode()).await;
+        let _ = send(&mut socket, &busy.encode()).await;
         return;
     };
-    let (peer, pidfd) = match Peer::of(&socket, shared.rules()) {
+    let (peer, pidfd) = match socket.fd().and_then(|fd| Peer::of(&fd, shared.rules())) {
         Ok(found) => found,
         Err(error) => {
             debug!(%error, "a client was gone before it could be identified");
@@ -56,7 +62,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
         }
     };
     let close = Arc::new(Notify::new());
-    let Some((caller, connected)) = greet(&shared, &socket, peer, &close).await else { return };
+    let Some((caller, connected)) = greet(&shared, &mut socket, peer, &close).await else { return };
     drop(stranger);
     let session = caller.session;
     if let (Some(process), Some(pidfd)) = (caller.peer.process, pidfd)
@@ -69,7 +75,7 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: UnixStream) {
     let ended = tokio::select! {
         _ = stop.wait_for(|stopping| *stopping) => Ok("the daemon stops"),
         () = close.notified() => Ok("the process died"),
-        ended = converse(&shared, &socket, &caller) => ended,
+        ended = converse(&shared, &mut socket, &caller) => ended,
     };
     forget_session(&shared, &caller);
     drop(connected);
@@ -92,7 +98,7 @@ fn refusal(code: ErrorCode, message: String, advice: &str) -> Refusal {
 /// Reads the greeting and answers it. None if the session does not come about.
 async fn greet(
     shared: &Shared,
-    socket: &PacketSocket,
+    socket: &mut PacketSocket,
     peer: Peer,
     close: &Arc<Notify>,
 ) -> Option<(Caller, Connected)> {
@@ -173,14 +179,14 @@ async fn greet(
     }
 }
 
-async fn send(socket: &PacketSocket, packet: &[u8]) -> io::Result<()> {
+async fn send(socket: &mut PacketSocket, packet: &[u8]) -> io::Result<()> {
     tokio::time::timeout(PATIENCE, socket.send(packet, None)).await?
 }
 
 /// Answers requests until the client has had enough, or sends something that is none.
 async fn converse(
     shared: &Arc<Shared>,
-    socket: &PacketSocket,
+    socket: &mut PacketSocket,
     caller: &Caller,
 ) -> io::Result<&'static str> {
     // One byte more than is allowed, so that a packet that is too long is not mistaken for one that
@@ -219,7 +225,7 @@ async fn converse(
 
 async fn respond(
     shared: &Arc<Shared>,
-    socket: &PacketSocket,
+    socket: &mut PacketSocket,
     caller: &Caller,
     request: hshm_proto::Request,
 ) -> io::Result<()> {

@@ -1,18 +1,20 @@
 //! Packets over a connected Unix socket, without blocking the thread.
 
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::sys::socket::{ControlMessage, MsgFlags, recvmsg, sendmsg};
 use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::io::unix::AsyncFd;
+
+use crate::awaited;
 
 /// A connection whose packets keep their boundaries.
-///
-/// Tokio's type is that of a stream, but what is used of it, waiting, is the same for both.
 #[derive(Debug)]
 pub(crate) struct PacketSocket {
-    socket: UnixStream,
+    /// Watched for packets alone, except while a reply does not fit its queue. None if the wait for that
+    /// was given up.
+    socket: Option<AsyncFd<OwnedFd>>,
 }
 
 /// What came in.
@@ -29,18 +31,29 @@ pub(crate) enum Received {
 }
 
 impl PacketSocket {
-    pub(crate) fn new(socket: UnixStream) -> Self {
-        Self { socket }
+    /// The socket must not block.
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Self> {
+        let socket = awaited::register(socket, Interest::READABLE)?;
+        Ok(Self { socket: Some(socket) })
+    }
+
+    fn open(&self) -> io::Result<&AsyncFd<OwnedFd>> {
+        self.socket.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// The connection's descriptor, for questions about it.
+    pub(crate) fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        self.open().map(AsFd::as_fd)
     }
 
     /// Waits for a packet. May be cancelled without losing one.
     pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        self.socket
-            .async_io(Interest::READABLE, || {
+        self.open()?
+            .async_io(Interest::READABLE, |socket| {
                 let mut parts = [IoSliceMut::new(buffer)];
                 // Without room for control messages, the kernel closes descriptors that come along.
                 let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-                let received = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, None, flags)?;
+                let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags)?;
                 Ok(if received.flags.contains(MsgFlags::MSG_CTRUNC) {
                     Received::Descriptors
                 } else if received.flags.contains(MsgFlags::MSG_TRUNC) {
@@ -54,28 +67,30 @@ impl PacketSocket {
             .await
     }
 
-    /// Waits until the packet, and a descriptor with it if given, is on its way.
+    /// Waits until the packet, and a descriptor with it if given, is on its way. If this is cancelled, the
+    /// connection is closed.
     pub(crate) async fn send(
-        &self,
+        &mut self,
         packet: &[u8],
         descriptor: Option<BorrowedFd<'_>>,
     ) -> io::Result<()> {
         let descriptor = descriptor.map(|fd| [fd.as_raw_fd()]);
         let control: Vec<ControlMessage<'_>> =
             descriptor.iter().map(|fds| ControlMessage::ScmRights(fds)).collect();
-        self.socket
-            .async_io(Interest::WRITABLE, || {
-                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-                let parts = [IoSlice::new(packet)];
-                sendmsg::<()>(self.socket.as_raw_fd(), &parts, &control, flags, None)?;
-                Ok(())
-            })
-            .await
-    }
-}
-
-impl AsFd for PacketSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        let send = |socket: &OwnedFd| -> io::Result<()> {
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            let parts = [IoSlice::new(packet)];
+            sendmsg::<()>(socket.as_raw_fd(), &parts, &control, flags, None)?;
+            Ok(())
+        };
+        match send(self.open()?.get_ref()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+        let Some(socket) = self.socket.take() else { return Ok(()) };
+        let full = awaited::register(socket.into_inner(), Interest::WRITABLE)?;
+        full.async_io(Interest::WRITABLE, send).await?;
+        self.socket = Some(awaited::register(full.into_inner(), Interest::READABLE)?);
+        Ok(())
     }
 }
