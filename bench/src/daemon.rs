@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hshm_client::{Client, CreateOptions, Error};
+use hshm_client::{Client, CreateOptions, Error, Segment};
 
 /// How long it may take to listen.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -76,6 +76,11 @@ fn socket(folder: &Path) -> PathBuf {
 /// Connects to the daemon that has `segment`.
 pub(crate) fn connect(segment: &str) -> Result<Client, Error> {
     Client::builder().socket(socket(&folder(segment))).connect()
+}
+
+/// Connects to the daemon that has `segment`, and attaches it.
+pub(crate) fn attach(segment: &str) -> Result<(Client, Segment), Error> {
+    Client::builder().socket(socket(&folder(segment))).attach(segment)
 }
 
 fn connect_patiently(segment: &str) -> Result<Client, String> {

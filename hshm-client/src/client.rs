@@ -110,13 +110,40 @@ impl ClientBuilder {
     /// [`Error::NoDaemon`], [`Error::SocketPermission`], [`Error::BadSocket`], [`Error::Version`],
     /// [`Error::Timeout`], or a reason that the daemon gives.
     pub fn connect(self) -> Result<Client, Error> {
-        let name = self.name.unwrap_or_else(executable_name);
-        validate_client_name(&name)?;
-        let target = self.socket.map_or_else(Target::from_environment, Target::at);
-        let inner = Inner { target, timeout: self.timeout, name, first: ProcessState::new() };
+        let inner = self.inner()?;
         let connection = inner.open()?;
         inner.lock().connection = Some(connection);
         Ok(Client { inner: Arc::new(inner) })
+    }
+
+    /// Connects and attaches a segment at once: for a process that is started to use one, it saves the time in
+    /// which `connect` waits for the daemon's welcome before [`Client::attach`] asks for more.
+    ///
+    /// # Errors
+    /// As for [`ClientBuilder::connect`] and [`Client::attach`].
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # use hshm_client::Client;
+    /// let (client, segment) = Client::builder().attach("jobs")?;
+    /// let block = segment.allocate(64)?;
+    /// # Ok::<(), hshm_client::Error>(())
+    /// ```
+    pub fn attach(self, name: &str) -> Result<(Client, Segment), Error> {
+        let body = RequestBody::Attach { name: name.to_owned() };
+        body.validate()?;
+        let inner = self.inner()?;
+        let reply = inner.exchange_first(&body)?;
+        let client = Client { inner: Arc::new(inner) };
+        let segment = client.attached(reply, DeviceChoice::default())?;
+        Ok((client, segment))
+    }
+
+    fn inner(self) -> Result<Inner, Error> {
+        let name = self.name.unwrap_or_else(executable_name);
+        validate_client_name(&name)?;
+        let target = self.socket.map_or_else(Target::from_environment, Target::at);
+        Ok(Inner { target, timeout: self.timeout, name, first: ProcessState::new() })
     }
 }
 
@@ -210,7 +237,15 @@ impl Client {
         device: DeviceChoice,
     ) -> Result<Segment<A>, Error> {
         let body = RequestBody::Attach { name: name.to_owned() };
-        let reply = self.inner.exchange(&body)?;
+        self.attached(self.inner.exchange(&body)?, device)
+    }
+
+    /// Opens what the daemon handed over.
+    fn attached<A: SegmentAllocator>(
+        &self,
+        reply: (ReplyBody, Option<OwnedFd>),
+        device: DeviceChoice,
+    ) -> Result<Segment<A>, Error> {
         let (ReplyBody::Attached(descriptor), Some(file)) = reply else {
             return Err(unexpected("attach"));
         };
@@ -438,13 +473,37 @@ impl Inner {
 
     /// A connection to the first daemon there is.
     fn open(&self) -> Result<Connection, Error> {
+        self.open_asking(None).map(|(connection, _)| connection)
+    }
+
+    /// The same with a first request, as [`Connection::open_asking`].
+    fn open_asking(&self, first: Option<&RequestBody>) -> Result<(Connection, Option<u64>), Error> {
         for socket in self.target.sockets() {
             self.target.require_trusted(socket)?;
-            if let Some(connection) = Connection::open(socket, &self.name, self.timeout)? {
-                return Ok(connection);
+            let opened = Connection::open_asking(socket, &self.name, first, self.timeout)?;
+            if let Some(opened) = opened {
+                return Ok(opened);
             }
         }
         Err(Error::NoDaemon { sockets: self.target.sockets().to_vec() })
+    }
+
+    /// Connects with a first request, which must be idempotent.
+    fn exchange_first(&self, body: &RequestBody) -> Result<(ReplyBody, Option<OwnedFd>), Error> {
+        let (mut connection, asked) = self.open_asking(Some(body))?;
+        let answer = match asked {
+            Some(id) => connection.answer(body.verb(), id, self.timeout),
+            None => Err(Failure::NotSent),
+        };
+        match answer {
+            Ok((reply, file)) => {
+                self.lock().connection = Some(connection);
+                Ok((reply?, file))
+            }
+            Err(Failure::Final(error)) => Err(error),
+            // It went away meanwhile; the next one is asked.
+            Err(Failure::NotSent | Failure::Lost) => self.exchange(body),
+        }
     }
 
     /// A connection in the place of one that broke. The daemon is told again what this session

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use hshm_memory::ProcessId;
 use hshm_proto::limits::MAX_REPLY_BYTES;
 use hshm_proto::{
     ErrorCode, ErrorReply, Hello, Reply, ReplyBody, Request, RequestBody, VersionMismatch,
@@ -14,8 +15,8 @@ use hshm_proto::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
-    send, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv,
+    recvmsg, send, socket,
 };
 
 use crate::error::Error;
@@ -23,6 +24,10 @@ use crate::error::Error;
 /// The most descriptors that the kernel passes with one packet. With room for all of them, none can
 /// arrive that is not seen and closed.
 const SCM_MAX_FD: usize = 253;
+
+/// The reply buffer's length, in bytes, until a longer reply comes. Room for any, zeroed at once, would be
+/// most of the time that a short-lived process takes to connect.
+const FIRST_BUFFER_BYTES: usize = 4 << 10;
 
 /// An open session.
 #[derive(Debug)]
@@ -49,40 +54,62 @@ pub(crate) type Answer = (Result<ReplyBody, ErrorReply>, Option<OwnedFd>);
 
 impl Connection {
     /// Connects to the daemon at `path` and greets it. `Ok(None)` if nobody listens there.
-    pub(crate) fn open(
+    ///
+    /// A first request, if there is one, follows right behind the greeting, whose answer is not waited for
+    /// first. The number is for [`Connection::answer`]; none if the request was not sent.
+    pub(crate) fn open_asking(
         path: &Path,
         client_name: &str,
+        first: Option<&RequestBody>,
         timeout: Duration,
-    ) -> Result<Option<Self>, Error> {
+    ) -> Result<Option<(Self, Option<u64>)>, Error> {
         let deadline = Instant::now() + timeout;
+        // Made before the daemon is woken, so that it follows at once.
+        let hello = Hello::new(client_name).encode();
         let Some(socket) = connect_to(path, deadline, timeout)? else { return Ok(None) };
         let mut connection = Self {
             socket,
             last_id: 0,
-            buffer: vec![0; MAX_REPLY_BYTES + 1],
+            buffer: vec![0; FIRST_BUFFER_BYTES],
             control: nix::cmsg_space!([RawFd; SCM_MAX_FD]),
         };
-        match connection.greet(client_name, deadline, timeout) {
-            Ok(answer) => accepted(answer, path)?,
-            Err(Failure::Final(error)) => return Err(error),
+        match connection.greet(&hello, first, deadline, timeout) {
+            Ok((answer, asked)) => {
+                accepted(answer, path)?;
+                Ok(Some((connection, asked)))
+            }
+            Err(Failure::Final(error)) => Err(error),
             // It is about to stop, or to be restarted.
-            Err(Failure::NotSent | Failure::Lost) => return Ok(None),
+            Err(Failure::NotSent | Failure::Lost) => Ok(None),
         }
-        Ok(Some(connection))
     }
 
     fn greet(
         &mut self,
-        client_name: &str,
+        hello: &[u8],
+        first: Option<&RequestBody>,
         deadline: Instant,
         timeout: Duration,
-    ) -> Result<WelcomeOrRefusal, Failure> {
+    ) -> Result<(WelcomeOrRefusal, Option<u64>), Failure> {
         let verb = "connect";
-        self.send(&Hello::new(client_name).encode(), verb, deadline, timeout)?;
+        self.send(hello, verb, deadline, timeout)?;
+        // This release speaks one version of the protocol, so that it is known before the daemon says so. A daemon
+        // that speaks another refuses the greeting and reads no further.
+        const { assert!(VersionRange::SUPPORTED.min == VersionRange::SUPPORTED.max) };
+        let asked = match first.map(|body| self.ask(body, deadline, timeout)).transpose() {
+            Ok(asked) => asked,
+            // Why it hung up, it may have said.
+            Err(Failure::NotSent) => None,
+            Err(failure) => return Err(failure),
+        };
+        if asked.is_some() {
+            // Needed as soon as there is an answer, and known from then on: found out while the daemon works.
+            let _ = ProcessId::current();
+        }
         let (packet, fds) = self.receive(verb, deadline, timeout)?;
         let answer = WelcomeOrRefusal::decode(packet);
         drop(fds);
-        answer.map_err(|error| protocol(verb, error))
+        answer.map(|answer| (answer, asked)).map_err(|error| protocol(verb, error))
     }
 
     /// Sends a request and waits for its reply, at most `timeout` for both.
@@ -91,13 +118,44 @@ impl Connection {
         body: &RequestBody,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
-        let verb = body.verb();
         let deadline = Instant::now() + timeout;
+        let id = self.ask(body, deadline, timeout)?;
+        self.answer_by(body.verb(), id, deadline, timeout)
+    }
+
+    /// Waits for the reply to the request that was sent as number `id`.
+    pub(crate) fn answer(
+        &mut self,
+        verb: &'static str,
+        id: u64,
+        timeout: Duration,
+    ) -> Result<Answer, Failure> {
+        self.answer_by(verb, id, Instant::now() + timeout, timeout)
+    }
+
+    /// Sends a request and returns its number.
+    fn ask(
+        &mut self,
+        body: &RequestBody,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<u64, Failure> {
+        let verb = body.verb();
         self.last_id += 1;
         let id = self.last_id;
         let packet = encode_request(&Request { id, body: body.clone() })
             .map_err(|error| protocol(verb, error))?;
         self.send(&packet, verb, deadline, timeout)?;
+        Ok(id)
+    }
+
+    fn answer_by(
+        &mut self,
+        verb: &'static str,
+        id: u64,
+        deadline: Instant,
+        timeout: Duration,
+    ) -> Result<Answer, Failure> {
         let (packet, mut fds) = self.receive(verb, deadline, timeout)?;
         let Reply { id: found, body: answer } =
             decode_reply(packet).map_err(|error| protocol(verb, error))?;
@@ -138,6 +196,20 @@ impl Connection {
         }
     }
 
+    /// Sees to it that the packet that waits fits the buffer, unless it is longer than any may be.
+    fn make_room(&mut self) {
+        if self.buffer.len() > MAX_REPLY_BYTES {
+            return;
+        }
+        // Nothing is taken out, and descriptors that come with it are not installed. What goes wrong, goes wrong
+        // again when it is received.
+        let look = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC | MsgFlags::MSG_DONTWAIT;
+        let len = recv(self.socket.as_raw_fd(), &mut [], look).unwrap_or(0);
+        if len > self.buffer.len() {
+            self.buffer.resize(MAX_REPLY_BYTES + 1, 0);
+        }
+    }
+
     /// The next packet, and the descriptors that came with it.
     fn receive(
         &mut self,
@@ -145,8 +217,10 @@ impl Connection {
         deadline: Instant,
         timeout: Duration,
     ) -> Result<(&[u8], Vec<OwnedFd>), Failure> {
+        let mut was_reset = false;
         loop {
             wait(&self.socket, PollFlags::POLLIN, verb, deadline, timeout)?;
+            self.make_room();
             let mut fds = Vec::new();
             let mut parts = [IoSliceMut::new(&mut self.buffer)];
             let received = recvmsg::<()>(
@@ -158,6 +232,11 @@ impl Connection {
             let received = match received {
                 Ok(received) => received,
                 Err(Errno::EINTR | Errno::EAGAIN) => continue,
+                // It hung up with a request of ours unread. What it said before still waits behind this.
+                Err(Errno::ECONNRESET) if !was_reset => {
+                    was_reset = true;
+                    continue;
+                }
                 Err(Errno::ECONNRESET | Errno::EPIPE) => return Err(Failure::Lost),
                 Err(errno) => return Err(system("cannot receive from the daemon", errno)),
             };

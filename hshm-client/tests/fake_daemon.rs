@@ -12,9 +12,11 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use hshm_client::{Client, CreateOptions, Error, ErrorCode, ErrorReply};
-use hshm_proto::limits::MAX_REQUEST_BYTES;
+use hshm_memory::{AllocatorId, AllocatorKind, BackendKind, OnExit};
+use hshm_proto::limits::{MAX_REQUEST_BYTES, SEGMENTS_PER_PAGE};
 use hshm_proto::{
-    Hello, Refusal, Reply, ReplyBody, VersionRange, Welcome, decode_request, encode_reply,
+    Hello, Refusal, Reply, ReplyBody, SegmentInfo, VersionRange, Welcome, decode_request,
+    encode_reply,
 };
 use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept, bind, listen, recv,
@@ -268,6 +270,81 @@ fn nonsense_from_the_daemon_is_an_error_and_costs_the_connection() {
         client.ping().unwrap();
         fake.finish();
     }
+}
+
+#[test]
+fn a_reply_longer_than_those_before_arrives_whole() {
+    let segment = SegmentInfo {
+        name: "s".repeat(90),
+        backend: BackendKind::Memfd,
+        allocator: AllocatorKind::ThreadLocal,
+        id: AllocatorId::new(2, 1),
+        problem: Some("x".repeat(500)),
+        capacity_bytes: 0,
+        committed_bytes: 0,
+        on_exit: OnExit::Keep,
+        uid: 1,
+        gid: 1,
+        mode: 0o600,
+        created_unix_ms: 0,
+        object: None,
+        holders: 0,
+        sessions: 0,
+    };
+    let page =
+        |count| Ok(ReplyBody::Segments { segments: vec![segment.clone(); count], more: false });
+    let fake = Fake::run(vec![
+        Step::Accept,
+        Step::Answer("list", page(1)),
+        Step::Answer("list", page(SEGMENTS_PER_PAGE)),
+        Step::Answer("list", page(2)),
+    ]);
+    let client = fake.connect().unwrap();
+    for count in [1, SEGMENTS_PER_PAGE, 2] {
+        assert_eq!(client.list().unwrap(), vec![segment.clone(); count]);
+    }
+    fake.finish();
+}
+
+#[test]
+fn a_daemon_that_ends_with_a_first_request_in_hand_has_a_successor_asked() {
+    let gone = || Err(ErrorReply::new(ErrorCode::NotFound, "no such segment", ""));
+    let fake = Fake::run(vec![
+        Step::Accept,
+        Step::Swallow("attach"),
+        Step::Close,
+        Step::Accept,
+        Step::Answer("attach", gone()),
+    ]);
+    let error = Client::builder().socket(fake.socket()).attach("s").unwrap_err();
+    assert!(
+        matches!(&error, Error::Daemon(reply) if reply.message == "no such segment"),
+        "{error}"
+    );
+    fake.finish();
+}
+
+#[test]
+fn a_refusal_is_read_although_a_first_request_is_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let listener = listen_at(&directory.path().join("s"));
+    let thread = thread::spawn(move || {
+        let connection = accept_one(&listener);
+        Hello::decode(&receive(&connection)).unwrap();
+        // The request is there, so that hanging up resets the connection.
+        recv(connection.as_raw_fd(), &mut [0; 1], MsgFlags::MSG_PEEK).unwrap();
+        let refusal = Refusal {
+            code: ErrorCode::Busy.to_u32(),
+            versions: VersionRange::SUPPORTED,
+            server_version: "9.9".into(),
+            message: "too many".into(),
+            advice: String::new(),
+        };
+        say(&connection, &refusal.encode());
+    });
+    let error = Client::builder().socket(directory.path().join("s")).attach("s").unwrap_err();
+    assert!(matches!(&error, Error::Daemon(reply) if reply.message == "too many"), "{error}");
+    thread.join().unwrap();
 }
 
 #[test]
