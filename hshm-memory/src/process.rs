@@ -143,6 +143,12 @@ pub(crate) fn is_thread_alive(thread: ProcessId) -> bool {
     os::is_thread_alive(thread)
 }
 
+/// Whether the process that `thread` belongs to may have the file mapped which is mapped at `address` here.
+/// False only if it certainly does not: for one, because it runs another program since.
+pub(crate) fn may_have_mapped(thread: ProcessId, address: *const u8) -> bool {
+    os::may_have_mapped(thread.pid, address.addr())
+}
+
 impl fmt::Display for ProcessId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.pid)

@@ -1,7 +1,8 @@
 //! Processes and threads as `/proc` tells of them.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Read as _};
+use std::ops::Range;
 
 use super::{ProcessId, START_TICKS_MASK};
 
@@ -68,6 +69,44 @@ pub(super) fn is_alive(process: ProcessId) -> bool {
         }
         Err(_) => true,
     }
+}
+
+/// Whether the process may have the file mapped which is mapped at `address` here: unsure where there is no
+/// such file, or the system does not tell of the other's mappings.
+pub(super) fn may_have_mapped(pid: u32, address: usize) -> bool {
+    let Some(file) = fs::read_to_string("/proc/self/maps").ok().and_then(|own| {
+        let found =
+            own.lines().filter_map(parse_mapping).find(|found| found.range.contains(&address));
+        found.and_then(|found| found.file).map(|(device, inode)| (device.to_owned(), inode))
+    }) else {
+        return true;
+    };
+    match fs::read_to_string(format!("/proc/{pid}/maps")) {
+        // It is about to end, if it has none.
+        Ok(maps) if !maps.is_empty() => {
+            let mut mappings = maps.lines().filter_map(parse_mapping);
+            mappings.any(|found| found.file == Some((&file.0, file.1)))
+        }
+        _ => true,
+    }
+}
+
+/// A line of `/proc/PID/maps`.
+struct Mapping<'l> {
+    range: Range<usize>,
+    /// The file's device and inode, if there is a file.
+    file: Option<(&'l str, u64)>,
+}
+
+fn parse_mapping(line: &str) -> Option<Mapping<'_>> {
+    let mut fields = line.split_ascii_whitespace();
+    let (start, end) = fields.next()?.split_once('-')?;
+    let address = |text| usize::from_str_radix(text, 16).ok();
+    let range = address(start)?..address(end)?;
+    // Past the permissions and the offset.
+    let device = fields.nth(2)?;
+    let inode: u64 = fields.next()?.parse().ok()?;
+    Some(Mapping { range, file: (inode != 0).then_some((device, inode)) })
 }
 
 /// What `/proc/PID/stat` says of a process.

@@ -127,6 +127,11 @@ pub(super) fn this_thread() -> io::Result<ProcessId> {
     What::Thread.identify(unsafe { GetCurrentThreadId() })
 }
 
+/// A process runs one program for as long as it lives.
+pub(super) fn may_have_mapped(_: u32, _: usize) -> bool {
+    true
+}
+
 /// Whether the thread lives.
 pub(super) fn is_thread_alive(thread: ProcessId) -> bool {
     What::Thread.is_alive(thread)

@@ -11,6 +11,12 @@
 //! which they can lead anywhere, and this process would write there when it next locks or unlocks.
 //! Here nothing that stands in the lock is ever followed: any bytes at all are a lock, and at worst
 //! one that is held by somebody else, which ends with an error when the patience does.
+//!
+//! One name outlives its thread: by `exec`, which ends all threads of a process but one, that one becomes the
+//! first thread, whatever it was before. A lock that is held for long is therefore taken over too if its holder's
+//! process does not map it any more. It is not recognised if the new program attached the same memory before
+//! somebody waited as long as that, or where `/proc` does not tell of the other's mappings: then the wait ends with
+//! an error, as long as the process lives.
 
 pub(crate) mod holder;
 #[cfg(test)]
@@ -250,10 +256,13 @@ impl RobustLock {
             // the lock; where it holds none at all, only the first can be.
             let is_dead = |holder: ProcessId| {
                 if holder == me {
-                    process::NAMES_THREADS && !holder::holds_any()
-                } else {
-                    look && !process::is_thread_alive(holder)
+                    return process::NAMES_THREADS && !holder::holds_any();
                 }
+                // A process's first thread that held it and was ended by another's `exec` has left its name to
+                // that one. But the new program does not have this memory, unless it attached it again.
+                let is_long = sleep == LONGEST_SLEEP;
+                look && (!process::is_thread_alive(holder)
+                    || is_long && !process::may_have_mapped(holder, (&raw const *self).cast()))
             };
             match self.attempt(me, is_dead) {
                 Try::Taken(acquired) => {

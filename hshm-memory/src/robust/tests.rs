@@ -98,6 +98,35 @@ fn threads_of_several_processes_count_together() {
     assert_eq!(shared.words().second.load(Ordering::SeqCst), 12_000);
 }
 
+/// The first thread of a process holds it when another one has the process run another program, whose
+/// first thread is by name the one that held the lock.
+#[test]
+fn a_lock_whose_holder_was_ended_by_an_exec_is_taken_over() {
+    let shared = Shared::new();
+    let words = shared.words();
+    let child = in_child(|| {
+        let guard = words.lock.lock().unwrap();
+        words.first.store(1, Ordering::SeqCst);
+        let arguments = [c"sleep", c"1000"];
+        let other = std::thread::spawn(move || nix::unistd::execvp(arguments[0], &arguments));
+        let _ = other.join();
+        drop(guard);
+    });
+    let deadline = Instant::now() + Duration::from_secs(120);
+    let name = format!("/proc/{child}/comm");
+    while std::fs::read_to_string(&name).unwrap() != "sleep\n" {
+        assert!(Instant::now() < deadline, "the child does not run the other program");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let guard = words.lock.lock().unwrap();
+    assert_eq!(guard.acquired(), Acquired::FromDead);
+    assert_eq!(words.first.load(Ordering::SeqCst), 1);
+    assert!(guard.mended());
+    drop(guard);
+    kill(child, Signal::SIGKILL).unwrap();
+    assert_killed(child);
+}
+
 /// Processes count under the lock, and are killed at any moment, many of them inside it.
 #[test]
 fn what_the_killed_leave_is_taken_over_and_mended() {
