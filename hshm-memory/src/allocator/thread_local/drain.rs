@@ -186,7 +186,8 @@ impl<'v> Drain<'v> {
         }
         let chain = chain.get(..len).unwrap_or(&[]);
         let slot = self.view.slot(self.id);
-        let operation = journal::begin(slot, Step::Flush, pack(self.class, &places), first);
+        let operation =
+            journal::begin(self.view, self.id, Step::Flush, pack(self.class, &places), first);
         crate::crash_point!("cache.journalled");
         let mark = Mark { slot: self.id, sequence: operation.sequence() };
         let pushed = remote::push_chain(

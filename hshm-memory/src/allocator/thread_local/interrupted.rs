@@ -97,6 +97,29 @@ fn a_push_is_not_repeated_when_its_page_became_a_large_block() {
     assert!(heap.check().is_clean(), "{:#?}", heap.check());
 }
 
+/// The slot's numbers have come round, and an earlier push of its is the last one on the list of the page.
+#[test]
+fn a_push_that_did_not_happen_is_not_mistaken_for_one_with_the_number_before_the_last_turn() {
+    let heap = segment();
+    let view = &heap.inner.view;
+    let (earlier, block) = (heap.allocate(5000).unwrap(), heap.allocate(5000).unwrap());
+    assert_eq!(unit_of(earlier.offset_bytes()), unit_of(block.offset_bytes()));
+    push_by_the_dead(&heap, earlier);
+    let cell = heap.custom_header().0;
+    let turn = u64::from(super::words::Remote::SEQUENCE_MASK) + 1;
+    let before = u64::from(SEQUENCE) + turn - 1;
+    view.slot(DEAD).sequence.store(before, SharedOrdering::SeqCst);
+    let offset = block.offset_bytes();
+    let operation = journal::begin(view, DEAD, Step::FreeFrom, cell.offset_bytes(), offset);
+    let marked = cell_being_freed(DEAD, operation.sequence());
+    view.cell(cell.offset_bytes()).unwrap().store(marked, SharedOrdering::SeqCst);
+    view.slot_word(DEAD).store(SlotWord::live(dead()).0, SharedOrdering::SeqCst);
+    assert_eq!(heap.recover(dead()).operations_completed, 1);
+    assert!(heap.read_cell(cell).unwrap().is_null());
+    assert_eq!(heap.report().allocated_blocks, 0, "the block is lost");
+    assert!(heap.check().is_clean(), "{:#?}", heap.check());
+}
+
 /// As above, where nothing was pushed: then it is freed.
 #[test]
 fn a_push_that_did_not_happen_is_made() {

@@ -7,7 +7,7 @@
 
 use super::drain;
 use super::heap::Heap;
-use super::layout::{Journal, Slot};
+use super::layout::Journal;
 use super::page::Page;
 use super::refill::Request;
 use super::release::Block;
@@ -177,7 +177,7 @@ impl Heap {
     }
 
     fn begin(&self, step: Step, cell: u64, block: u64) -> Operation {
-        begin(self.slot(), step, cell, block)
+        begin(&self.view, self.id, step, cell, block)
     }
 
     fn end(&self) {
@@ -185,10 +185,21 @@ impl Heap {
     }
 }
 
-/// Writes the journal of a slot, as its holder or recoverer.
-pub(super) fn begin(slot: &Slot, step: Step, cell: u64, block: u64) -> Operation {
-    let unit = unit_of(block);
+/// Writes the journal of slot `id`, as its holder or recoverer.
+///
+/// The number that the operation gets has 24 bits where others name it, so that it comes again after 16 million
+/// operations. Whether a push happened is told from two places, and neither may still speak of an earlier push with
+/// that number: the acknowledgement is the slot's own, and on a list that another's blocks are on, only the slot
+/// itself puts its marks. A number that stands in either is left out. What remains is a helper that was about to
+/// acknowledge the earlier push and stood still for exactly so many operations, while nothing was acknowledged to
+/// the slot.
+pub(super) fn begin(view: &View, id: u32, step: Step, cell: u64, block: u64) -> Operation {
+    let (slot, unit) = (view.slot(id), unit_of(block));
     let acknowledged = slot.acknowledged.load(Ordering::Relaxed);
+    let page = view.page_of(block).map(|(unit, tag)| Page::new(view, unit, tag));
+    // Marks of this slot do not come on the list meanwhile, they only go.
+    let listed =
+        page.map(|page| page.remote()).filter(|list| list.count() > 0 && list.slot() == id);
     let operation = loop {
         // One writer. The number lives on with the slot, so that no operation is mistaken for an
         // earlier one of another holder.
@@ -197,7 +208,8 @@ pub(super) fn begin(slot: &Slot, step: Step, cell: u64, block: u64) -> Operation
         #[allow(clippy::cast_possible_truncation, reason = "masked to 24 bits")]
         let short = (sequence & u64::from(Remote::SEQUENCE_MASK)) as u32;
         let operation = Operation::new(step, unit, short);
-        if operation.acknowledgement() != acknowledged {
+        let is_listed = listed.is_some_and(|list| list.sequence() == short);
+        if operation.acknowledgement() != acknowledged && !is_listed {
             break operation;
         }
     };
