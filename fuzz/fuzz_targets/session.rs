@@ -135,7 +135,7 @@ impl Input<'_> {
     }
 
     fn request(&mut self) -> RequestBody {
-        match self.byte() % 24 {
+        match self.byte() % 25 {
             0 => RequestBody::Ping,
             1 => RequestBody::Status,
             2..6 => RequestBody::Create(self.create()),
@@ -161,6 +161,7 @@ impl Input<'_> {
                 _ => RequestBody::DevicePool { name: self.name() },
             },
             22 => RequestBody::DeviceMemory { name: self.name() },
+            24 => RequestBody::AttachReadOnly { name: self.name() },
             _ => RequestBody::AddDeviceMemory {
                 name: self.name(),
                 device: self.byte().into(),
@@ -249,7 +250,8 @@ impl World {
                 // Its header and tables more often than the rest.
                 let most = if which & 0x10 == 0 { bytes.min(1 << 14) } else { bytes };
                 if most >= 8 {
-                    file.write_at(&word.to_le_bytes(), place % (most - 7)).unwrap();
+                    // Unless it is for reading alone.
+                    drop(file.write_at(&word.to_le_bytes(), place % (most - 7)));
                 }
             }
         }

@@ -20,6 +20,7 @@ use crate::allocator::SegmentAllocator;
 use crate::connection::{Answer, Connection, Failure};
 use crate::error::Error;
 use crate::events::Events;
+use crate::read_only::ReadOnlySegment;
 use crate::segment::{DeviceChoice, Segment};
 use crate::target::Target;
 
@@ -251,6 +252,21 @@ impl Client {
         };
         *self.inner.lock().attached.entry(descriptor.name.clone()).or_default() += 1;
         Segment::open(Arc::clone(&self.inner), descriptor, file, device)
+    }
+
+    /// Maps a segment into this process for reading alone, which permission to read suffices for: the kernel
+    /// lets nobody write through it.
+    ///
+    /// # Errors
+    /// As [`Client::attach`]; [`Error::Daemon`] with [`ErrorCode::Unsupported`](crate::ErrorCode::Unsupported)
+    /// if the daemon is of a release that cannot do this.
+    pub fn attach_read_only(&self, name: &str) -> Result<ReadOnlySegment, Error> {
+        let body = RequestBody::AttachReadOnly { name: name.to_owned() };
+        let (ReplyBody::Attached(descriptor), Some(file)) = self.inner.exchange(&body)? else {
+            return Err(unexpected("attach"));
+        };
+        *self.inner.lock().attached.entry(descriptor.name.clone()).or_default() += 1;
+        ReadOnlySegment::open(Arc::clone(&self.inner), descriptor, file)
     }
 
     /// Unlinks a segment. Processes that have it attached keep its memory until they let go of it.
@@ -511,9 +527,17 @@ impl Inner {
     fn reopen(&self, link: &Link) -> Result<Connection, Error> {
         let mut connection = self.open()?;
         for name in link.attached.keys() {
-            let body = RequestBody::Attach { name: name.clone() };
-            if connection.call(&body, self.timeout).is_err() {
-                return self.open();
+            // Who may not write has it for reading.
+            let bodies = [
+                RequestBody::Attach { name: name.clone() },
+                RequestBody::AttachReadOnly { name: name.clone() },
+            ];
+            for body in bodies {
+                match connection.call(&body, self.timeout) {
+                    Ok((Ok(_), _)) => break,
+                    Ok((Err(_), _)) => {}
+                    Err(_) => return self.open(),
+                }
             }
         }
         Ok(connection)

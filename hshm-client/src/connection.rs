@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use hshm_memory::ProcessId;
 use hshm_proto::limits::MAX_REPLY_BYTES;
 use hshm_proto::{
-    ErrorCode, ErrorReply, Hello, Reply, ReplyBody, Request, RequestBody, VersionMismatch,
+    ErrorCode, ErrorReply, Hello, Reply, ReplyBody, Request, RequestBody, Version, VersionMismatch,
     VersionRange, WelcomeOrRefusal, decode_reply, encode_request,
 };
 use nix::errno::Errno;
@@ -33,6 +33,8 @@ const FIRST_BUFFER_BYTES: usize = 4 << 10;
 #[derive(Debug)]
 pub(crate) struct Connection {
     socket: OwnedFd,
+    /// The version of the protocol that both speak.
+    version: Version,
     last_id: u64,
     buffer: Vec<u8>,
     control: Vec<u8>,
@@ -69,13 +71,14 @@ impl Connection {
         let Some(socket) = connect_to(path, deadline, timeout)? else { return Ok(None) };
         let mut connection = Self {
             socket,
+            version: 0,
             last_id: 0,
             buffer: vec![0; FIRST_BUFFER_BYTES],
             control: nix::cmsg_space!([RawFd; SCM_MAX_FD]),
         };
         match connection.greet(&hello, first, deadline, timeout) {
             Ok((answer, asked)) => {
-                accepted(answer, path)?;
+                connection.version = accepted(answer, path)?;
                 Ok(Some((connection, asked)))
             }
             Err(Failure::Final(error)) => Err(error),
@@ -93,9 +96,9 @@ impl Connection {
     ) -> Result<(WelcomeOrRefusal, Option<u64>), Failure> {
         let verb = "connect";
         self.send(hello, verb, deadline, timeout)?;
-        // This release speaks one version of the protocol, so that it is known before the daemon says so. A daemon
-        // that speaks another refuses the greeting and reads no further.
-        const { assert!(VersionRange::SUPPORTED.min == VersionRange::SUPPORTED.max) };
+        // Which version will be spoken the daemon has not said yet. What the oldest of them has is encoded the same
+        // in all. A daemon that speaks none of them refuses the greeting and reads no further.
+        let first = first.filter(|body| body.since() <= VersionRange::SUPPORTED.min);
         let asked = match first.map(|body| self.ask(body, deadline, timeout)).transpose() {
             Ok(asked) => asked,
             // Why it hung up, it may have said.
@@ -118,9 +121,13 @@ impl Connection {
         body: &RequestBody,
         timeout: Duration,
     ) -> Result<Answer, Failure> {
+        let verb = body.verb();
+        if self.version < body.since() {
+            return Ok((Err(too_old(verb, self.version)), None));
+        }
         let deadline = Instant::now() + timeout;
         let id = self.ask(body, deadline, timeout)?;
-        self.answer_by(body.verb(), id, deadline, timeout)
+        self.answer_by(verb, id, deadline, timeout)
     }
 
     /// Waits for the reply to the request that was sent as number `id`.
@@ -262,6 +269,17 @@ impl Connection {
     }
 }
 
+/// What a daemon would answer that knows of later versions than its own.
+fn too_old(verb: &str, version: Version) -> ErrorReply {
+    ErrorReply::new(
+        ErrorCode::Unsupported,
+        format_args!(
+            "cannot {verb} so: the daemon speaks protocol version {version}, which has no such request"
+        ),
+        "upgrade hshmd",
+    )
+}
+
 fn own(raw: RawFd) -> OwnedFd {
     // SAFETY: [ffi] the kernel just installed this descriptor for us, and nobody else knows of it.
     unsafe { OwnedFd::from_raw_fd(raw) }
@@ -327,10 +345,10 @@ fn connect_to(path: &Path, deadline: Instant, timeout: Duration) -> Result<Optio
     }
 }
 
-fn accepted(answer: WelcomeOrRefusal, path: &Path) -> Result<(), Error> {
+fn accepted(answer: WelcomeOrRefusal, path: &Path) -> Result<Version, Error> {
     let refusal = match answer {
         // The identity in it comes again with every attachment.
-        WelcomeOrRefusal::Welcome(_) => return Ok(()),
+        WelcomeOrRefusal::Welcome(welcome) => return Ok(welcome.version),
         WelcomeOrRefusal::Refusal(refusal) => refusal,
     };
     if ErrorCode::try_from(refusal.code) == Ok(ErrorCode::Version) {

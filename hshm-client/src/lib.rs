@@ -45,6 +45,7 @@ mod connection;
 mod device_part;
 mod error;
 mod events;
+mod read_only;
 mod segment;
 mod target;
 
@@ -71,4 +72,5 @@ pub use hshm_proto::{
     AllocatorKind, DeviceMemoryInfo, DriverStatus, ErrorCode, ErrorReply, Event, EventKind,
     SegmentDevice, SegmentInfo, SessionInfo, SessionState, StatusInfo, VersionMismatch,
 };
+pub use read_only::ReadOnlySegment;
 pub use segment::{DeviceChoice, Segment};

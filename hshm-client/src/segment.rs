@@ -69,9 +69,9 @@ impl DeviceChoice {
 }
 
 /// What is undone when the last clone is dropped.
-struct Attachment {
+pub(crate) struct Attachment {
     inner: Arc<Inner>,
-    descriptor: SegmentDescriptor,
+    pub(crate) descriptor: SegmentDescriptor,
     /// The process that attached it, whose session alone can detach it; [`NOBODY`] when that is done.
     pid: u32,
 }
@@ -102,7 +102,7 @@ impl<A: SegmentAllocator> Segment<A> {
         file: OwnedFd,
         device: DeviceChoice,
     ) -> Result<Self, Error> {
-        let attachment = Attachment { inner, descriptor, pid: process::id() };
+        let attachment = Attachment::new(inner, descriptor);
         let found = &attachment.descriptor;
         let cannot = |source| Error::Segment { name: found.name.clone(), source };
         let allocator = A::open_fd(found.backend, file).map_err(cannot)?;
@@ -256,6 +256,10 @@ impl Segment<ThreadLocalAllocator> {
 }
 
 impl Attachment {
+    pub(crate) fn new(inner: Arc<Inner>, descriptor: SegmentDescriptor) -> Self {
+        Self { inner, descriptor, pid: process::id() }
+    }
+
     fn detach(&self) -> Result<(), Error> {
         // A forked child's session never attached it.
         if self.pid == process::id() { self.inner.detach(&self.descriptor.name) } else { Ok(()) }

@@ -189,6 +189,19 @@ fn a_version_mismatch_says_who_must_upgrade() {
 }
 
 #[test]
+fn a_daemon_that_cannot_hand_out_segments_for_reading_is_to_be_upgraded() {
+    let fake = Fake::run(vec![Step::Accept, Step::Answer("ping", DONE)]);
+    let client = fake.connect().unwrap();
+    let error = client.attach_read_only("s").unwrap_err();
+    assert_eq!(error.daemon_code(), Some(ErrorCode::Unsupported));
+    assert!(error.to_string().contains("protocol version 1"), "{error}");
+    assert!(error.to_string().ends_with("upgrade hshmd"), "{error}");
+    // The connection is none the worse for it.
+    client.ping().unwrap();
+    fake.finish();
+}
+
+#[test]
 fn a_daemon_that_says_nothing_times_out_and_its_late_reply_answers_nothing() {
     let fake = Fake::run(vec![
         Step::Accept,

@@ -64,6 +64,8 @@ mod options;
 mod platform;
 mod pointer;
 mod process;
+#[cfg(unix)]
+mod read_only;
 pub mod report;
 pub mod robust;
 mod sync;
@@ -88,6 +90,8 @@ pub use manager::{InitBackend, ManagerError, MemoryBackendId, MemoryManager, mem
 pub use options::{HeapOptions, InitOptions, OnExit, UnknownName};
 pub use pointer::{AllocatorId, FullPtr, OffsetPointer, Pointer};
 pub use process::ProcessId;
+#[cfg(unix)]
+pub use read_only::ReadOnlySegment;
 pub use report::{CheckReport, HeapReport, RecoveryReport, RepairReport};
 pub use typed::{ShmBox, TypedAllocator};
 

@@ -92,6 +92,7 @@ fn request() -> impl Strategy<Value = RequestBody> {
         create().prop_map(RequestBody::Create),
         text().prop_map(|name| RequestBody::Attach { name }),
         text().prop_map(|name| RequestBody::Detach { name }),
+        text().prop_map(|name| RequestBody::AttachReadOnly { name }),
         (text(), any::<bool>()).prop_map(|(name, force)| RequestBody::Destroy { name, force }),
         (text(), any::<u64>())
             .prop_map(|(name, size_bytes)| RequestBody::Grow { name, size_bytes }),

@@ -11,7 +11,7 @@
 //!    closes). These three have a layout of their own that is the same in every version for ever,
 //!    so that any two releases can at least tell each other which of them is too old.
 //! 2. From then on the client sends [`Request`]s and gets one [`Reply`] for each, in order, with the
-//!    request's `id` in it; the daemon reads the next request when it has sent the reply. The reply to [`RequestBody::Attach`], and no other message, carries one
+//!    request's `id` in it; the daemon reads the next request when it has sent the reply. The reply to [`RequestBody::Attach`] or [`RequestBody::AttachReadOnly`] carries one
 //!    file descriptor (`SCM_RIGHTS`). The daemon accepts no descriptors.
 //!
 //! A request or reply is its `id`, a little-endian `u64`, followed by the body in the encoding of the

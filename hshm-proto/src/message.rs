@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::ErrorReply;
 use crate::event::{EventCursor, EventPage};
+use crate::handshake::Version;
 
 /// A request packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -152,9 +153,21 @@ pub enum RequestBody {
         /// [`MAX_EVENT_WAIT_MS`](crate::limits::MAX_EVENT_WAIT_MS).
         wait_ms: u32,
     },
+    /// Hand over a segment for reading alone: a file that cannot be mapped for writing. Answered by
+    /// [`ReplyBody::Attached`], with one file descriptor. From version 2 on.
+    AttachReadOnly {
+        /// The segment.
+        name: String,
+    },
 }
 
 impl RequestBody {
+    /// The first version of the protocol that has this request.
+    #[must_use]
+    pub const fn since(&self) -> Version {
+        if matches!(self, Self::AttachReadOnly { .. }) { 2 } else { 1 }
+    }
+
     /// The request's name, for logs and messages.
     #[must_use]
     pub const fn verb(&self) -> &'static str {
@@ -162,7 +175,7 @@ impl RequestBody {
             Self::Ping => "ping",
             Self::Status => "status",
             Self::Create(_) | Self::CreateWith { .. } => "create",
-            Self::Attach { .. } => "attach",
+            Self::Attach { .. } | Self::AttachReadOnly { .. } => "attach",
             Self::Detach { .. } => "detach",
             Self::Destroy { .. } => "destroy",
             Self::Grow { .. } => "grow",

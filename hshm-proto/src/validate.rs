@@ -187,6 +187,7 @@ impl RequestBody {
                 ))
             }
             Self::Attach { name }
+            | Self::AttachReadOnly { name }
             | Self::Detach { name }
             | Self::Destroy { name, .. }
             | Self::Grow { name, .. }

@@ -129,6 +129,16 @@ impl Peer {
     /// Whether it may read and write the segment: as with a file, the first of user, group and
     /// others that applies decides.
     pub(crate) fn may_attach(&self, record: &Record) -> bool {
+        self.has(0o6, record)
+    }
+
+    /// Whether it may read the segment.
+    pub(crate) fn may_read(&self, record: &Record) -> bool {
+        self.has(0o4, record)
+    }
+
+    /// Whether the bits of `mode` that are for it have all of `bits`.
+    fn has(&self, bits: u32, record: &Record) -> bool {
         let shift = if self.is_admin() {
             return true;
         } else if self.uid == record.uid {
@@ -138,7 +148,7 @@ impl Peer {
         } else {
             0
         };
-        (record.mode >> shift) & 0o6 == 0o6
+        (record.mode >> shift) & bits == bits
     }
 
     /// Whether it may destroy or grow the segment.
@@ -148,7 +158,7 @@ impl Peer {
 
     /// Whether it may know of the segment.
     pub(crate) fn may_see(&self, record: &Record) -> bool {
-        self.may_manage(record) || self.may_attach(record)
+        self.may_manage(record) || self.may_read(record)
     }
 
     /// The reply to one that may not do `verb`.

@@ -1,6 +1,8 @@
 //! What each request does.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use hshm_memory::{AnyAllocator, BackendOptions, CheckReport, ProcessId};
@@ -9,6 +11,7 @@ use hshm_proto::{
     CreateSegment, ErrorCode, ErrorReply, EventKind, HeapPage, ReplyBody, RequestBody, StatusInfo,
     VersionRange,
 };
+use nix::sys::stat::{Mode, fchmod};
 use tracing::{error, info};
 
 use crate::access::Peer;
@@ -46,6 +49,7 @@ pub(crate) struct Outcome {
 pub(crate) enum Passed {
     Nothing,
     Segment(AnyAllocator),
+    ReadOnly(OwnedFd),
     DeviceMemory(Arc<DeviceMemory>),
 }
 
@@ -54,6 +58,7 @@ impl Passed {
         match self {
             Self::Nothing => None,
             Self::Segment(allocator) => allocator.backend().fd(),
+            Self::ReadOnly(file) => Some(file.as_fd()),
             Self::DeviceMemory(memory) => Some(memory.file.as_fd()),
         }
     }
@@ -71,6 +76,7 @@ pub(crate) async fn handle(
     request.validate()?;
     let body = match request {
         RequestBody::Attach { name } => return attach(shared, caller, &name),
+        RequestBody::AttachReadOnly { name } => return attach_read_only(shared, caller, &name),
         RequestBody::DeviceMemory { name } => return device_memory(shared, caller, &name),
         RequestBody::AddDeviceMemory { name, device, bytes } => {
             let name_again = name.clone();
@@ -307,6 +313,45 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
     require_attach(&caller.peer, "attach", &segment)?;
     let allocator = segment.allocator("attach")?;
     let identity = identity(caller)?;
+    require_layout(caller, name)?;
+    note_attached(shared, caller, &segment, identity);
+    hshm_memory::crash_point!("daemon.attached");
+    Ok(Outcome {
+        body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
+        descriptor_of: Passed::Segment(allocator.clone()),
+    })
+}
+
+/// The same without permission to write, and without worker slots: it need not be known whose they would
+/// be.
+fn attach_read_only(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, ErrorReply> {
+    let segment = shared.registry.get(name)?;
+    if !caller.peer.may_read(&segment.record) {
+        return Err(caller.peer.refusal("read", &segment.record));
+    }
+    let allocator = segment.allocator("attach")?;
+    require_layout(caller, name)?;
+    let file = read_only_file(allocator).map_err(|error| {
+        internal_reply(format_args!("cannot open segment {name:?} for reading: {error}"))
+    })?;
+    let identity = caller.peer.process.unwrap_or_default();
+    note_attached(shared, caller, &segment, identity);
+    Ok(Outcome {
+        body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
+        descriptor_of: Passed::ReadOnly(file),
+    })
+}
+
+/// The segment's file, open for reading alone. Who gets it could open it anew, for writing, by its entry in
+/// `/proc`, if its permissions let them; a memory file is born with all of them. Who has it open for
+/// writing already does not need any.
+fn read_only_file(allocator: &AnyAllocator) -> io::Result<OwnedFd> {
+    let file = allocator.backend().fd().ok_or(io::ErrorKind::Unsupported)?;
+    fchmod(file, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    Ok(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?.into())
+}
+
+fn require_layout(caller: &Caller, name: &str) -> Result<(), ErrorReply> {
     if caller.layout_version != hshm_proto::LAYOUT_VERSION {
         let (ours, theirs) = (hshm_proto::LAYOUT_VERSION, caller.layout_version);
         let older = if theirs < ours { "the client" } else { "hshmd" };
@@ -318,15 +363,14 @@ fn attach(shared: &Shared, caller: &Caller, name: &str) -> Result<Outcome, Error
             format_args!("upgrade {older}, so that both are of the same hshm release"),
         ));
     }
-    if shared.processes.attach(caller.session, name) {
-        let attached = EventKind::Attached { session: caller.session, process: identity };
+    Ok(())
+}
+
+fn note_attached(shared: &Shared, caller: &Caller, segment: &Segment, process: ProcessId) {
+    if shared.processes.attach(caller.session, &segment.record.name) {
+        let attached = EventKind::Attached { session: caller.session, process };
         shared.registry.events.publish(&segment.record, attached);
     }
-    hshm_memory::crash_point!("daemon.attached");
-    Ok(Outcome {
-        body: ReplyBody::Attached(segment.descriptor(allocator, identity)),
-        descriptor_of: Passed::Segment(allocator.clone()),
-    })
 }
 
 fn detach(shared: &Shared, caller: &Caller, name: &str) -> Result<ReplyBody, ErrorReply> {

@@ -43,6 +43,8 @@ mod posix_mmap;
 mod posix_shm;
 mod range;
 #[cfg(unix)]
+mod read_only;
+#[cfg(unix)]
 mod segment_file;
 mod slice;
 #[cfg(windows)]
@@ -77,6 +79,8 @@ pub use self::options::{BackendOptions, HugePages, NodeSet, NumaPolicy, Obtained
 pub use self::posix_mmap::PosixMmapBackend;
 #[cfg(unix)]
 pub use self::posix_shm::PosixShmMmap;
+#[cfg(unix)]
+pub(crate) use self::read_only::ReadOnlyMmap;
 #[cfg(unix)]
 pub(crate) use self::segment_file::read_start;
 pub use self::slice::BackendSlice;

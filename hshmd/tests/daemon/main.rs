@@ -15,6 +15,7 @@ mod harness;
 mod lifecycle;
 mod manager;
 mod metrics;
+mod read_only;
 mod reload;
 mod robustness;
 mod segments;

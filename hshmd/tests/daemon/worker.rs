@@ -25,6 +25,10 @@ pub(crate) enum Role {
     Replaced,
     /// Tries to attach, and reports what it is told.
     Attach,
+    /// The same for reading.
+    AttachToRead,
+    /// Attaches for reading, reports what it could do, and when it is told to, writes.
+    Read,
 }
 
 /// A worker process.
@@ -62,6 +66,12 @@ impl Worker {
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();
         assert_eq!(self.child.wait().unwrap().signal(), Some(9));
+    }
+
+    /// Tells it to do what it must die of; the signal that it died of.
+    pub(crate) fn perish(mut self) -> Option<i32> {
+        drop(self.stdin.take());
+        self.child.wait().unwrap().signal()
     }
 
     /// Tells it to end; the last thing it says.
@@ -134,6 +144,20 @@ fn plays_a_worker() {
         }
         let said = Client::connect(socket).attach(segment);
         say(&said.map_or_else(|error| error.to_string(), |_| "attached".into()));
+        return;
+    }
+    if role == "AttachToRead" {
+        let body = hshm_proto::RequestBody::AttachReadOnly { name: segment.to_owned() };
+        let (said, _) = Client::connect(socket).ask_with_fds(body);
+        say(&said.map_or_else(|error| error.to_string(), |_| "attached".into()));
+        return;
+    }
+    if role == "Read" {
+        let (said, write) = crate::read_only::attempts(socket, segment);
+        say(&said);
+        let _ = std::io::stdin().read(&mut [0]);
+        write();
+        say("wrote");
         return;
     }
     let mut client = Client::connect(socket);
