@@ -119,7 +119,7 @@ impl FileConfig {
                 let before = text.get(..span.start).unwrap_or_default();
                 format!("line {}: ", before.matches('\n').count() + 1)
             });
-            let message = error.message();
+            let message = &printable(error.message());
             let hint = suggestion(message).unwrap_or_default();
             DaemonError::Config {
                 path: path.to_path_buf(),
@@ -191,6 +191,16 @@ fn dropped_in(path: &Path) -> Result<Vec<PathBuf>, DaemonError> {
 
 fn unreadable(path: &Path, error: &io::Error) -> DaemonError {
     DaemonError::Config { path: path.to_path_buf(), why: error.to_string() }
+}
+
+/// A message that may quote what stands in the file, with line ends and what else a terminal would act upon
+/// as escapes.
+fn printable(message: &str) -> String {
+    let mut text = String::with_capacity(message.len());
+    for c in message.chars() {
+        if c.is_control() { text.extend(c.escape_default()) } else { text.push(c) }
+    }
+    text
 }
 
 /// Which of the names that a message lists is most like the one it complains of: what was probably

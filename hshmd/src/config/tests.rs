@@ -88,6 +88,8 @@ fn a_wrong_file_is_told_which_line_and_why() {
         ("[log]\nformat = \"xml\"", "line 2: unknown variant `xml`"),
         ("[log]\nlevel = \"lou=d=er\"", "log level"),
         ("socket = ", "line 1"),
+        ("\"a\\nb\\u001b[31m\" = 1", "unknown field `a\\nb\\u{1b}[31m`"),
+        ("log.\"fo\\trmat\" = 1", "unknown field `fo\\trmat`"),
     ] {
         let error = read(text).unwrap_err();
         assert!(error.contains(part), "{text:?} gives {error:?}, expected {part:?} in it");
