@@ -103,7 +103,9 @@ impl<'a> Thread<'a> {
         match self.random.below(1000) {
             0 => self.heap.detach_thread(),
             1 => self.through_a_thread(),
-            2..100 => self.hurry(),
+            // Without a free slot there is nothing that it could give back.
+            2 => drop(self.heap.trim()),
+            3..100 => self.hurry(),
             100..200 if !self.wild.is_empty() => {
                 for _ in 0..self.random.below(1000) {
                     let cell = self.wild.start + self.random.index(self.wild.len());
