@@ -8,7 +8,7 @@ use super::layout::{PAGE_BYTES, UNIT_BYTES};
 use super::page::Page;
 use super::refill::add;
 use super::units;
-use super::words::{Kind, Tag, unit_start};
+use super::words::{Kind, unit_start};
 use crate::backend::BackendError;
 use crate::error::AllocError;
 use crate::options::OnExit;
@@ -129,7 +129,6 @@ impl Heap {
     }
 
     fn purge(&self, page: &Page<'_>) -> u64 {
-        debug_assert_eq!(page.tag, Tag::page(self.id, page.class()), "others' pages are theirs");
         page.purge().map_or(0, |gain| {
             add(&self.counters().local_frees, gain.freed_locally.into());
             gain.bytes
