@@ -39,7 +39,13 @@ fn versions_that_do_not_meet_are_told_which_side_is_too_old() {
     // One that speaks more than we do gets on with what both speak.
     let client = Client::dial(&site.socket()).unwrap();
     let hello = Hello { versions: VersionRange { min: 1, max: 99 }, ..Hello::new("newer") };
-    assert!(matches!(client.greet(&hello), WelcomeOrRefusal::Welcome(w) if w.version == 1));
+    let WelcomeOrRefusal::Welcome(welcome) = client.greet(&hello) else { panic!("not welcome") };
+    assert_eq!(welcome.version, VersionRange::SUPPORTED.max);
+    // And one that speaks less.
+    let client = Client::dial(&site.socket()).unwrap();
+    let hello = Hello { versions: VersionRange { min: 1, max: 1 }, ..Hello::new("older") };
+    let WelcomeOrRefusal::Welcome(welcome) = client.greet(&hello) else { panic!("not welcome") };
+    assert_eq!(welcome.version, 1);
     drop(daemon);
 }
 
