@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::access::Rules;
+use crate::complaints::Complaints;
 use crate::config::{Config, Limits};
 use crate::device_memory::DeviceMemories;
 use crate::error::DaemonError;
@@ -59,6 +60,7 @@ pub(crate) struct Shared {
     pub(crate) processes: Arc<Processes>,
     pub(crate) watcher: Watcher,
     pub(crate) strangers: Arc<Strangers>,
+    pub(crate) complaints: Complaints,
     pub(crate) blocking_permits: Arc<Semaphore>,
     pub(crate) counted: Counted,
     pub(crate) drivers: Drivers,
@@ -148,6 +150,7 @@ async fn run_async(
         processes,
         watcher,
         strangers: Arc::default(),
+        complaints: Complaints::default(),
         blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
         counted: Counted::default(),
         drivers: Drivers::default(),

@@ -82,6 +82,7 @@ impl Rehearsal {
             processes,
             watcher,
             strangers: Arc::default(),
+            complaints: crate::complaints::Complaints::default(),
             blocking_permits: Arc::new(Semaphore::new(CLIENT_BLOCKING_THREADS)),
             counted: crate::metrics::Counted::default(),
             drivers: crate::gpu::Drivers::default(),

@@ -7,8 +7,9 @@
 //! |---|---|
 //! | [`config`], [`paths`], [`size`] | what the daemon is told, and the defaults |
 //! | [`daemon`], `reload` | the order of starting, running and stopping; reading the configuration again |
-//! | `listen`, `socket`, `awaited`, `strangers`, `session`, `handlers` | connections, packets, and what each request does |
+//! | `listen`, `socket`, `awaited`, `strangers`, `session`, `handlers`, `complaints` | connections, packets, and what each request does |
 //! | `registry`, `declare`, `segment`, `adopt`, `quota`, `access`, `names`, `peer_groups` | segments, their owners and limits |
+//! | [`logging`], `journal` | the log |
 //! | [`gpu`] | graphics processors' drivers, which a child of the daemon asks |
 //! | `state` | the records on disk from which a restarted daemon finds its segments |
 //! | `manager` | systemd: what it hands over, keeps, and is told |
@@ -21,6 +22,7 @@
 mod access;
 mod adopt;
 mod awaited;
+mod complaints;
 pub mod config;
 pub mod daemon;
 mod declare;
@@ -31,6 +33,7 @@ mod events;
 pub mod fuzzing;
 pub mod gpu;
 mod handlers;
+mod journal;
 mod listen;
 
 pub mod logging;

@@ -1,13 +1,16 @@
-//! The daemon's log: on standard error, for people or as JSON.
+//! The daemon's log: on standard error, for people or as JSON, or to the journal.
 
 use std::io::{self, IsTerminal};
 use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
 use crate::error::DaemonError;
+use crate::journal::LogJournal;
 
 /// Reads a log level or filter directives.
 pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
@@ -32,12 +35,23 @@ pub(crate) fn set_level(level: &str) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Directs the log to standard error from now on, in the whole process.
+/// Directs the log to standard error from now on, in the whole process; or to the journal, with its fields, if
+/// that is where standard error goes and no other form is asked for.
 ///
 /// # Errors
 /// [`DaemonError::Setting`] if the level is none.
 pub fn start(config: &LogConfig) -> Result<(), DaemonError> {
     let filter = parse_level(&config.level)?;
+    if config.format == LogFormat::Human
+        && let Some(journal) = LogJournal::of_stderr()
+    {
+        let (filter, handle) = tracing_subscriber::reload::Layer::new(filter);
+        let log = tracing_subscriber::registry().with(journal.with_filter(filter));
+        if log.try_init().is_ok() {
+            let _ = FILTER.set(Box::new(move |filter| drop(handle.reload(filter))));
+        }
+        return Ok(());
+    }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     // Either fails only if something else in this process has set a log up already, which then receives
     // it.

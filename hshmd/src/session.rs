@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hshm_proto::limits::{MAX_HANDSHAKE_BYTES, MAX_REQUEST_BYTES};
 use hshm_proto::{
@@ -217,7 +217,10 @@ async fn converse(
                 malformed(peek_id(&buffer), &"a request came with file descriptors")
             }
         };
-        warn!(session = caller.session, uid = caller.peer.uid, reply = ?complaint.body, "malformed request");
+        if let Some(logged) = shared.complaints.admit(caller.peer.uid, Instant::now()) {
+            let (session, uid, pid) = (caller.session, caller.peer.uid, pid_of(caller));
+            warn!(session, uid, pid, reply = ?complaint.body, "malformed request{logged}");
+        }
         send(socket, &encode(&complaint)).await?;
         return Ok("malformed request");
     }
@@ -245,14 +248,18 @@ async fn respond(
     match tokio::time::timeout(PATIENCE, socket.send(&packet, passed.fd())).await {
         Ok(sent) => sent,
         Err(elapsed) => {
-            warn!(
-                session = caller.session,
-                uid = caller.peer.uid,
-                "a client does not read its replies"
-            );
+            if let Some(logged) = shared.complaints.admit(caller.peer.uid, Instant::now()) {
+                let (session, uid, pid) = (caller.session, caller.peer.uid, pid_of(caller));
+                warn!(session, uid, pid, "a client does not read its replies{logged}");
+            }
             Err(elapsed.into())
         }
     }
+}
+
+/// The caller's process, if it can be seen.
+fn pid_of(caller: &Caller) -> Option<u32> {
+    caller.peer.process.map(|process| process.pid)
 }
 
 /// The packet of a reply. Pages are cut so that they fit; should one not, the client is told so.

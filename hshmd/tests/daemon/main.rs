@@ -12,6 +12,7 @@ mod death;
 #[allow(dead_code, reason = "other tests use the rest of it")]
 mod doubles;
 mod harness;
+mod journal;
 mod lifecycle;
 mod manager;
 mod metrics;

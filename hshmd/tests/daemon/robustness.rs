@@ -103,6 +103,28 @@ fn a_malformed_request_costs_its_sender_the_connection_and_nobody_else() {
 }
 
 #[test]
+fn one_who_sends_nonsense_all_the_time_does_not_fill_the_log() {
+    let site = Site::new();
+    let daemon = site.start(&[]);
+    let started = std::time::Instant::now();
+    let nonsense = [7_u64.to_le_bytes().as_slice(), &[200]].concat();
+    for _ in 0..200 {
+        offend(&daemon.client(), &nonsense, 7);
+    }
+    // What was said up to then has been read when a line is there that is said later.
+    daemon.client().create(CreateSegment::new("end", 1 << 20));
+    wait_until("the log is read", || daemon.log().contains("created"));
+    let log = daemon.log();
+    let complaints: Vec<_> =
+        log.lines().filter(|line| line.contains("malformed request")).collect();
+    // Five a minute.
+    let minutes = usize::try_from(started.elapsed().as_secs() / 60).unwrap();
+    assert!((5..=5 * (minutes + 1)).contains(&complaints.len()), "{log}");
+    assert!(complaints[4].contains("more of this user's are not logged for a minute"), "{log}");
+    assert!(complaints[0].contains(&format!("pid={}", std::process::id())), "{log}");
+}
+
+#[test]
 fn random_packets_never_bring_the_daemon_down() {
     let site = Site::new();
     let daemon = site.start(&["--log-level", "error"]);
