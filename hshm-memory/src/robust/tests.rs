@@ -107,7 +107,7 @@ fn a_lock_whose_holder_was_ended_by_an_exec_is_taken_over() {
     let child = in_child(|| {
         let guard = words.lock.lock().unwrap();
         words.first.store(1, Ordering::SeqCst);
-        let arguments = [c"sleep", c"1000"];
+        let arguments = [c"sleep", c"300"];
         let other = std::thread::spawn(move || nix::unistd::execvp(arguments[0], &arguments));
         let _ = other.join();
         drop(guard);
@@ -118,13 +118,14 @@ fn a_lock_whose_holder_was_ended_by_an_exec_is_taken_over() {
         assert!(Instant::now() < deadline, "the child does not run the other program");
         std::thread::sleep(Duration::from_millis(1));
     }
-    let guard = words.lock.lock().unwrap();
+    let taken = words.lock.lock();
+    // First of all, so that nothing goes on running should the test fail.
+    kill(child, Signal::SIGKILL).unwrap();
+    assert_killed(child);
+    let guard = taken.unwrap();
     assert_eq!(guard.acquired(), Acquired::FromDead);
     assert_eq!(words.first.load(Ordering::SeqCst), 1);
     assert!(guard.mended());
-    drop(guard);
-    kill(child, Signal::SIGKILL).unwrap();
-    assert_killed(child);
 }
 
 /// Processes count under the lock, and are killed at any moment, many of them inside it.
