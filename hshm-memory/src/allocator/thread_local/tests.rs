@@ -21,7 +21,9 @@ pub(super) fn free(heap: &ThreadLocalAllocator, block: OffsetPointer) {
 
 fn assert_empty(heap: &ThreadLocalAllocator) {
     // The end of a scope does not wait for its threads' destructors, and what is counted while they
-    // give their slots back may be off.
+    // give their slots back may be off. This thread has a slot for certain, so that none is left but
+    // its own when all are back.
+    free(heap, heap.allocate(1).unwrap());
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let live = || {
         let workers = heap.report().workers;
