@@ -134,17 +134,19 @@ fn others_free_to_a_purged_page_and_adopt_it() {
     let (kept, _) = purged_page(&heap);
     let (ours, others) = kept.split_at(kept.len() / 2);
     std::thread::scope(|scope| {
-        scope.spawn(|| others.iter().for_each(|&block| free(&heap, block)));
+        // Joined, because the end of a scope does not wait for a thread's destructors.
+        scope.spawn(|| others.iter().for_each(|&block| free(&heap, block))).join().unwrap();
     });
     assert_clean(&heap, ours.len());
     heap.detach_thread();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let worker = scope.spawn(|| {
             let blocks: Vec<_> = (0..512).map(|_| heap.allocate(1024).unwrap()).collect();
             blocks.iter().for_each(|&block| stamp(&heap, block, 1024));
             ours.iter().for_each(|&block| verify(&heap, block, 1024));
             blocks.into_iter().for_each(|block| free(&heap, block));
         });
+        worker.join().unwrap();
     });
     ours.iter().for_each(|&block| free(&heap, block));
     assert_clean(&heap, 0);
