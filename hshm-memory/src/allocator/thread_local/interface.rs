@@ -222,7 +222,8 @@ impl ThreadLocalAllocator {
     ///
     /// There is no need to call this for the segment's own sake: a thread that is about to use more
     /// memory gives back as much elsewhere if it can, and all it can when there is none to be had. It
-    /// is for a program that will be idle. It looks at all of the segment.
+    /// is for a program that will be idle. It looks at all of the segment. Where the backend does not
+    /// give memory back ([`Backend::gives_back`]), as no one does under Windows, nothing is done.
     ///
     /// # Errors
     /// [`AllocError::NoWorkerSlot`] and [`AllocError::Identity`] if the thread cannot use the segment.
@@ -235,7 +236,8 @@ impl ThreadLocalAllocator {
     /// assert_eq!(heap.trim()?, 0);
     /// // SAFETY: nobody uses the block any more.
     /// unsafe { heap.free(block)? };
-    /// assert!(heap.trim()? >= 4 << 20);
+    /// let given = heap.trim()?;
+    /// assert!(given >= 4 << 20 || !heap.backend().gives_back());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn trim(&self) -> Result<u64, AllocError> {
