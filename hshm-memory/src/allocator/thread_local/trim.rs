@@ -4,16 +4,18 @@
 use std::ops::Range;
 
 use super::heap::Heap;
-use super::layout::{PAGE_BYTES, UNIT_BYTES};
+use super::layout::{MEDIUM_UNITS, PAGE_BYTES, UNIT_BYTES};
 use super::page::Page;
 use super::refill::add;
 use super::units;
-use super::words::{Kind, unit_start};
+use super::words::{Kind, Tag, unit_start};
 use crate::backend::BackendError;
 use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::sync::Ordering;
 
+/// Who takes more units than these at once takes no memory from free ones in return.
+const SHORT_RUN: usize = MEDIUM_UNITS as usize;
 /// Units that are looked at for each that comes to have memory.
 const LOOKS: u64 = 4;
 /// A page of which this part is free is looked into.
@@ -25,12 +27,17 @@ const CALM_FAILURES: u32 = 64;
 impl Heap {
     /// Gives back about as much memory as `claimed` units will take that have none yet, if there is
     /// as much behind free blocks: so the segment takes no more than it did at its fullest.
+    ///
+    /// Blocks are taken from the beginning of the segment, so memory is from its end. Where long runs
+    /// come and go, free units are what the next of them are made of, and would be populated again at
+    /// once: only pages give something back for those.
     pub(super) fn make_up_for(&self, claimed: Range<u32>) {
         if !self.view.gives_back() {
             return;
         }
         // Behind what we ever claimed there is hardly any.
         self.trim_end.set(self.trim_end.get().max(claimed.end));
+        let is_short = claimed.len() <= SHORT_RUN;
         let mut wanted: u64 = claimed.map(|unit| UNIT_BYTES - self.resident_bytes(unit)).sum();
         let units = self.view.geometry.first_unit..self.trim_end.get();
         let looks = (wanted / UNIT_BYTES).saturating_mul(LOOKS).min(units.len() as u64);
@@ -39,9 +46,11 @@ impl Heap {
                 break;
             }
             let next = self.trim_cursor.get();
-            let unit = if units.contains(&next) { next } else { units.start };
-            self.trim_cursor.set(unit + 1);
-            wanted = wanted.saturating_sub(self.trim_unit(unit));
+            let unit = if units.contains(&next) { next } else { units.end - 1 };
+            self.trim_cursor.set(unit - 1);
+            if is_short || self.view.tag(unit) != Some(Tag::FREE) {
+                wanted = wanted.saturating_sub(self.trim_unit(unit));
+            }
         }
     }
 

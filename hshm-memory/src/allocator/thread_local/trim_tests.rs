@@ -97,6 +97,22 @@ fn who_takes_more_gives_back_elsewhere() {
 }
 
 #[test]
+fn who_takes_a_long_run_leaves_free_ones_their_memory() {
+    let heap = heap(64 << 20, OnExit::Keep);
+    let first = heap.allocate(6 << 20).unwrap();
+    let guard = heap.allocate(128 << 10).unwrap();
+    free(&heap, first);
+    let before = resident(&heap);
+    let longer = heap.allocate(8 << 20).unwrap();
+    assert!(longer.offset_bytes() > guard.offset_bytes());
+    assert_eq!(resident(&heap), before + (8 << 20));
+    // The next of them is there at once.
+    assert_eq!(heap.allocate(6 << 20).unwrap(), first);
+    assert_eq!(resident(&heap), before + (8 << 20));
+    assert_clean(&heap, 3);
+}
+
+#[test]
 fn memory_that_was_to_be_kept_is_not_given_back() {
     use crate::backend::{BackendOptions, MemfdMmap};
     let options = BackendOptions { populate: true, ..BackendOptions::default() };
