@@ -9,6 +9,7 @@ pub mod operations;
 pub mod outcomes;
 pub mod process;
 pub mod scalable;
+mod situations;
 pub mod stage;
 #[cfg(target_arch = "x86_64")]
 pub mod stepper;

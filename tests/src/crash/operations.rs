@@ -1,7 +1,4 @@
 //! What a process may be about when it dies.
-//!
-//! Most blocks are of sizes that have a class of just their size, so that the balance can be written
-//! down: 1024 bytes (64 to a page), 32 KiB (16 to a medium page), 256 KiB (a run of four units).
 
 use hshm_memory::{Allocator, OnExit};
 
@@ -10,21 +7,15 @@ use super::outcomes::{
     MOVES_SMALL, Outcome, SHRINKS_BY_TWO, SMALL_BYTES, TAKES_LARGE, TAKES_MEDIUM, TAKES_SMALL,
     UNIT, outcome,
 };
-use super::process;
+use super::situations::{
+    LARGE, MEDIUM, SHORT_RUN, SMALL, SMALL_PER_PAGE, cached, cached_anothers,
+    cached_of_a_page_in_use, cached_of_all_sorts, elsewhere, empty_cell, fill_cell, free_first,
+    full_but_for_what_a_dead_freed, full_page_and_one, idle_page_that_a_dead_freed_to,
+    idle_page_with_a_bin, idle_pages_everywhere, leave, left_by_another, nearly_cached, nothing,
+    purged_page, resize_first, sparse_page, take, take_small, trim, warm,
+};
 use super::world::World;
 
-/// A small block.
-pub const SMALL: usize = 1 << 10;
-/// Small blocks of a page.
-pub const SMALL_PER_PAGE: u64 = 64;
-/// Small blocks of a row of a cache, in a segment of 18 MiB.
-const SMALL_PER_ROW: u64 = 4;
-/// A medium block.
-pub const MEDIUM: usize = 32 << 10;
-/// A block that is a run of units.
-pub const LARGE: usize = 256 << 10;
-/// A run that is small enough to be kept by who frees it.
-const SHORT_RUN: usize = 128 << 10;
 const MIB: u64 = 1 << 20;
 
 /// Somebody who died before the operation begins and has not been recovered.
@@ -109,152 +100,6 @@ const fn recovery(
 ) -> Operation {
     let this = keep(name, nothing, |w| assert!(w.heap.recover_dead().slots > 0), outcomes);
     this.victim(operation, point, passes)
-}
-
-fn nothing(_: &World) {}
-
-/// Claims a slot.
-fn warm(w: &World) {
-    take_and_free(w, 16);
-}
-
-fn elsewhere(w: &World, work: impl FnOnce(&World)) {
-    process::run(|| work(w)).expect("another process does its part");
-}
-
-fn take(w: &World, bytes: usize) {
-    let _ = w.heap.allocate(bytes).expect("a block");
-}
-
-fn take_small(w: &World) {
-    take(w, SMALL);
-}
-
-fn free_first(w: &World) {
-    w.free(0);
-}
-
-fn resize_first(w: &World, bytes: usize) {
-    // SAFETY: [owned] the block is in the table and this process's to resize.
-    unsafe { w.heap.reallocate(w.block(0), bytes) }.expect("room for it");
-}
-
-fn fill_cell(w: &World, bytes: usize) {
-    w.heap.allocate_into(w.cell(0), bytes).expect("a block for the cell");
-}
-
-fn empty_cell(w: &World) {
-    // SAFETY: [owned] blocks in cells are used by nobody.
-    assert!(unsafe { w.heap.free_from(w.cell(0)) }.expect("the cell names a block"));
-}
-
-/// A page of ours with one block, which another freed for good when it died.
-fn idle_page_that_a_dead_freed_to(w: &World) {
-    fill_cell(w, SMALL);
-    w.lose_another("from.freed", empty_cell);
-}
-
-/// The same, and no other unit is free.
-fn full_but_for_what_a_dead_freed(w: &World) {
-    idle_page_that_a_dead_freed_to(w);
-    while w.heap.report().units_free > 0 {
-        w.hold(8, 8 * SMALL);
-    }
-}
-
-fn leave(w: &World) {
-    w.heap.detach_thread();
-}
-
-/// Does what makes a worker want a cache, but for the last bit.
-fn nearly_cached(w: &World) {
-    [16, 32, 48, 64].into_iter().for_each(|bytes| take_and_free(w, bytes));
-}
-
-fn cached(w: &World) {
-    nearly_cached(w);
-    take_and_free(w, 80);
-    assert!(w.heap.report().cached_blocks > 0, "there is a cache");
-}
-
-fn take_and_free(w: &World, bytes: usize) {
-    let block = w.heap.allocate(bytes).expect("a block");
-    // SAFETY: [owned] it was just allocated.
-    unsafe { w.heap.free(block) }.expect("it is allocated");
-}
-
-/// The row of small blocks is full, with blocks of the survivor.
-fn cached_anothers(w: &World) {
-    cached(w);
-    w.drop_blocks(w.known() - SMALL_PER_ROW..w.known());
-    assert!(w.heap.report().cached_blocks > SMALL_PER_ROW);
-}
-
-/// Blocks of another, of nobody and of its own stand in the cache.
-fn cached_of_all_sorts(w: &World) {
-    w.hold(2, 2 * SMALL - 512);
-    elsewhere(w, |w| {
-        w.hold(3, SMALL + 512);
-        leave(w);
-    });
-    cached(w);
-    w.hold(2, 48);
-    w.drop_blocks(1..w.known());
-}
-
-/// Some blocks of a page stand in the cache, others are allocated.
-fn cached_of_a_page_in_use(w: &World) {
-    cached(w);
-    w.hold(8, SMALL);
-    w.drop_blocks(1..6);
-}
-
-/// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
-fn full_page_and_one(w: &World) {
-    w.hold(SMALL_PER_PAGE + 1, SMALL);
-}
-
-/// The bin has one block, from the page's middle; all others were freed.
-fn idle_page_with_a_bin(w: &World) {
-    w.hold(SMALL_PER_PAGE - 1, SMALL);
-    w.free(0);
-    w.forget(0);
-    // The last of the bin: the bin is loaded with the block just freed.
-    w.hold(1, SMALL);
-    w.drop_blocks(0..w.known());
-}
-
-/// Every unit is a small page, and all are idle.
-fn idle_pages_everywhere(w: &World) {
-    while w.heap.report().units_free > 0 {
-        w.hold(SMALL_PER_PAGE, SMALL);
-    }
-    w.drop_blocks(0..w.known());
-}
-
-/// A full page, of which some blocks in a row are freed.
-fn sparse_page(w: &World) {
-    w.hold(SMALL_PER_PAGE, SMALL);
-    w.drop_blocks(8..40);
-}
-
-fn trim(w: &World) {
-    assert!(w.heap.trim().expect("a slot") > 0, "there is memory to give back");
-}
-
-/// The same, and the memory behind those is not there.
-fn purged_page(w: &World) {
-    sparse_page(w);
-    trim(w);
-}
-
-/// A page of nobody's with free blocks, purged or not.
-fn left_by_another(w: &World, page: fn(&World)) {
-    warm(w);
-    elsewhere(w, |w| {
-        page(w);
-        leave(w);
-    });
 }
 
 /// What there is to be killed in.

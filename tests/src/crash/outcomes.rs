@@ -1,6 +1,6 @@
 //! How an operation may leave the balance when its process dies in it.
 
-use super::operations::{LARGE, MEDIUM, SMALL};
+use super::situations::{LARGE, MEDIUM, SMALL};
 
 /// A unit of a segment.
 pub(super) const UNIT: i64 = 64 << 10;

@@ -2,9 +2,10 @@
 
 use hshm_memory::{OnExit, RecoveryReport};
 
-use super::operations::{LARGE, MEDIUM, Operation, SMALL};
+use super::operations::Operation;
 use super::outcomes::Outcome;
 use super::process;
+use super::situations::{LARGE, MEDIUM, SMALL};
 use super::world::{CELLS, World};
 
 /// Blocks of this size fill units to the last byte.
