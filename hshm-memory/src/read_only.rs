@@ -24,7 +24,7 @@ const WORD: u64 = size_of::<u64>() as u64;
 /// # let heap = doc_heap();
 /// let block = heap.allocate(5)?;
 /// // SAFETY: the block was just allocated, with this length at least.
-/// unsafe { heap.resolve(block, 5)?.copy_from_nonoverlapping(b"hello".into(), 5) };
+/// unsafe { heap.resolve(block, 5)?.cast().write(*b"hello") };
 ///
 /// // Usually in another process, which was handed such a file:
 /// # use std::os::fd::AsRawFd;
