@@ -336,18 +336,12 @@ impl ThreadLocalAllocator {
         align: usize,
     ) -> Result<OffsetPointer, AllocError> {
         let offset = self.with_context(context, |heap| {
-            if align == GRANULE_BYTES
-                && bytes <= MEDIUM_MAX_BYTES
-                && let Some(offset) = heap.pop_any(class_of(bytes))
-            {
-                return Ok(offset);
-            }
-            if align == GRANULE_BYTES
-                && let Some(offset) = heap.take_latest_run(bytes)
-            {
-                return Ok(offset);
-            }
-            heap.allocate_slow(bytes, align)
+            let quickly = match bytes {
+                _ if align != GRANULE_BYTES => None,
+                ..=MEDIUM_MAX_BYTES => heap.pop_any(class_of(bytes)),
+                _ => heap.take_latest_run(bytes),
+            };
+            quickly.map_or_else(|| heap.allocate_slow(bytes, align), Ok)
         })?;
         Ok(OffsetPointer::new(offset))
     }
@@ -361,11 +355,11 @@ impl ThreadLocalAllocator {
     ) -> Result<(), AllocError> {
         let offset = pointer.offset_bytes();
         self.with_context(context, |heap| {
-            if heap.free_own_run(offset) || heap.push_small(offset) || heap.free_cached(offset) {
-                Ok(())
-            } else {
-                heap.free_slow(offset)
-            }
+            let is_done = heap.free_own_run(offset)
+                || heap.push_small(offset)
+                || heap.push_medium(offset)
+                || heap.free_cached(offset);
+            if is_done { Ok(()) } else { heap.free_slow(offset) }
         })
     }
 

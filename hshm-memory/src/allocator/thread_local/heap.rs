@@ -137,6 +137,7 @@ impl Heap {
         self.span.set(limit.saturating_sub(self.first));
         self.reach.set(self.span.get().saturating_sub(SMALL_MAX_BYTES as u64));
         self.units.set(unit_of(limit));
+        self.kept_runs.set_most(unit_of(self.span.get()));
     }
 
     /// Looks whether the segment has grown.
@@ -155,8 +156,24 @@ impl Heap {
         }
     }
 
+    #[inline(always)]
     pub(super) fn slot(&self) -> &Slot {
-        self.view.slot(self.id)
+        // SAFETY: [mapped] the slot lies in the metadata of the view that this heap holds.
+        unsafe { &*self.slot }
+    }
+
+    /// The word of the tag of `unit`, if the heap knows of such a unit.
+    #[inline(always)]
+    pub(super) fn tag_word(&self, unit: u32) -> Option<&AtomicU32> {
+        // SAFETY: [mapped] `unit` is below `units`, and the table has an entry for each unit.
+        (unit < self.units.get()).then(|| unsafe { &*self.tags.wrapping_add(unit as usize) })
+    }
+
+    /// Its descriptor.
+    #[inline(always)]
+    pub(super) fn descriptor(&self, unit: u32) -> Option<&Descriptor> {
+        // SAFETY: [mapped] as for the tag.
+        (unit < self.units.get()).then(|| unsafe { &*self.descriptors.wrapping_add(unit as usize) })
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -197,9 +214,7 @@ impl Heap {
 
     #[inline(always)]
     fn pop<const PAGE_SHIFT: u32>(&self, class: usize) -> Option<u64> {
-        // SAFETY: [mapped] the slot lies in the metadata of the view that this heap holds.
-        let slot = unsafe { &*self.slot };
-        let bin = slot.bins.get(class)?;
+        let bin = self.slot().bins.get(class)?;
         let head = List(bin.load(Ordering::Relaxed));
         let offset = head.first();
         let within = if PAGE_SHIFT == UNIT_SHIFT { &self.reach } else { &self.span };
@@ -253,6 +268,35 @@ impl Heap {
         // ORDER: Release keeps it after the link's store, for whoever recovers this list.
         descriptor.local.store(longer.0, Ordering::Release);
         true
+    }
+
+    /// Frees the block at `offset` if it lies in a medium page of ours that stays where it is.
+    #[inline]
+    pub(super) fn push_medium(&self, offset: u64) -> bool {
+        let Some(page) = self.medium_page(offset) else { return false };
+        let carved = page.carved();
+        let count = page.local().count() + 1;
+        let is_plain = page.index_of(offset).is_some_and(|index| index < carved)
+            && count <= carved
+            && count != page.descriptor().event.load(Ordering::Relaxed);
+        if is_plain {
+            page.push_local(offset);
+            self.after_local_free(page);
+        }
+        is_plain
+    }
+
+    /// The medium page of ours that `offset` lies in.
+    #[inline]
+    fn medium_page(&self, offset: u64) -> Option<Page<'_>> {
+        // ORDER: Relaxed, as in `push_small`: only this thread makes a page ours or lets go of it.
+        let read = |unit| Some(Tag(self.tag_word(unit)?.load(Ordering::Relaxed)));
+        let unit = u32::try_from(offset >> UNIT_SHIFT).ok()?;
+        let tag = read(unit)?;
+        let head = if tag.kind() == Kind::MediumBody { unit.checked_sub(tag.place())? } else { unit };
+        let tag = self.view.plausible(head, read(head)?);
+        (tag.kind() == Kind::Medium && tag.owner() == self.id)
+            .then(|| Page::new(&self.view, head, tag))
     }
 
     /// Where a block is that [`Heap::take_small`] just gave: all of it lies inside the segment.

@@ -152,7 +152,11 @@ impl Heap {
         if page.local().count() == descriptor.event.load(Ordering::Relaxed) {
             self.unqueue(&page);
             self.settle(page);
-        } else if page.tag.kind() == Kind::Medium && self.is_idle(&page) && !self.keep(&page) {
+        } else if page.tag.kind() == Kind::Medium
+            && !self.is_kept(&page)
+            && self.is_idle(&page)
+            && !self.keep(&page)
+        {
             // Medium pages are too large to be left standing empty, even where the next blocks of
             // their class would come from.
             self.discard(&page);
@@ -218,13 +222,18 @@ impl Heap {
 
     /// Remembers a wholly free page for later, if few are remembered.
     fn keep(&self, page: &Page<'_>) -> bool {
-        let kept = self.kept_of(page.tag.kind());
-        if kept.iter().any(|kept| kept.get() == page.unit) {
+        if self.is_kept(page) {
             return true;
         }
+        let kept = self.kept_of(page.tag.kind());
         // Entries whose pages are in use again make room.
         let room = kept.iter().find(|kept| self.kept_page(kept.get()).is_none());
         room.map(|cell| cell.set(page.unit)).is_some()
+    }
+
+    /// Whether it is remembered since it was last seen wholly free.
+    fn is_kept(&self, page: &Page<'_>) -> bool {
+        self.kept_of(page.tag.kind()).iter().any(|kept| kept.get() == page.unit)
     }
 
     fn kept_of(&self, kind: Kind) -> &[Cell<u32>] {

@@ -8,7 +8,6 @@ use super::heap::Heap;
 use super::layout::UNIT_BYTES;
 use super::refill::add;
 use super::release::freed_twice;
-use super::size_class::MEDIUM_MAX_BYTES;
 use super::units;
 use super::words::{Kind, Tag, unit_of, unit_start};
 use crate::error::AllocError;
@@ -28,6 +27,8 @@ pub(super) struct KeptRuns {
     /// The latest last.
     runs: [Cell<Run>; MOST_KEPT],
     units: Cell<u32>,
+    /// Units that they may have together.
+    most: Cell<u32>,
 }
 
 /// Units that stood assembled when the run was kept.
@@ -44,7 +45,34 @@ impl Run {
 
 impl KeptRuns {
     pub(super) fn new() -> Self {
-        Self { runs: [const { Cell::new(Run::NONE) }; MOST_KEPT], units: Cell::new(0) }
+        let runs = [const { Cell::new(Run::NONE) }; MOST_KEPT];
+        Self { runs, units: Cell::new(0), most: Cell::new(0) }
+    }
+
+    /// Takes note that the segment has `units` units for blocks.
+    pub(super) fn set_most(&self, units: u32) {
+        self.most.set((units / PART).min(MOST_UNITS));
+    }
+
+    /// Takes the latest run, if it is of just as many units as `bytes` take.
+    #[inline]
+    fn take_latest(&self, bytes: usize) -> Option<Run> {
+        let cell = self.runs.last()?;
+        // Of no units, for no run, is none.
+        let fits = (bytes as u64).div_ceil(UNIT_BYTES) == cell.get().units.into();
+        (fits && bytes > 0).then(|| self.empty(cell))
+    }
+
+    /// Puts a run last, if no other is there, and none has to go for it.
+    #[inline]
+    fn put_back(&self, run: Run) -> bool {
+        let units = self.units.get().saturating_add(run.units);
+        let fits = self.runs.last().filter(|last| last.get().units == 0 && units <= self.most.get());
+        fits.map(|last| {
+            last.set(run);
+            self.units.set(units);
+        })
+        .is_some()
     }
 
     /// Takes the latest run of `units` units or slightly more.
@@ -111,37 +139,46 @@ impl Heap {
         add(&self.counters().loaded, 1);
     }
 
-    /// Makes the run that was kept last a block again, if it has no more units than `bytes` take.
+    /// Makes the run that was kept last a block again, if it has just as many units as `bytes` take.
     #[inline]
     pub(super) fn take_latest_run(&self, bytes: usize) -> Option<u64> {
-        let run = self.kept_runs.runs.last()?.get();
-        let fits = run.units > 0 && (bytes as u64).div_ceil(UNIT_BYTES) == u64::from(run.units);
-        (fits && bytes > MEDIUM_MAX_BYTES)
-            .then(|| self.take_kept_run(run.units, 1).map(unit_start))?
+        let run = self.kept_runs.take_latest(bytes)?;
+        self.reuse_run(run.head).map(unit_start)
+    }
+
+    /// Makes a kept run a block again, if one has `units` units or slightly more.
+    pub(super) fn take_kept_run(&self, units: u32, align_units: u32) -> Option<u32> {
+        self.reuse_run(self.kept_runs.take(units, align_units)?)
+    }
+
+    /// Makes a run that was kept a block again, unless somebody scribbled on its tag.
+    #[inline]
+    fn reuse_run(&self, head: u32) -> Option<u32> {
+        let word = self.tag_word(head)?;
+        if word.load(Ordering::Relaxed) != Tag::transit(self.id).0 {
+            return None;
+        }
+        // ORDER: Release: what the bodies say was written when the run was first assembled.
+        word.store(Tag::large(self.id).0, Ordering::Release);
+        self.count_run();
+        Some(head)
     }
 
     /// Frees the block at `offset` if it is a run of ours.
     #[inline]
     pub(super) fn free_own_run(&self, offset: u64) -> bool {
-        let tag = Tag::large(self.id);
-        let is_own =
-            offset.is_multiple_of(UNIT_BYTES) && self.view.tag(unit_of(offset)) == Some(tag);
-        is_own && self.free_run(unit_of(offset), tag).is_ok()
-    }
-
-    /// Makes a kept run a block again, if one has `units` units or slightly more.
-    pub(super) fn take_kept_run(&self, units: u32, align_units: u32) -> Option<u32> {
-        let head = self.kept_runs.take(units, align_units)?;
-        if self.view.tag(head) != Some(Tag::transit(self.id)) {
-            return None;
+        if !offset.is_multiple_of(UNIT_BYTES) {
+            return false;
         }
-        // ORDER: Release: what the bodies say was written when the run was first assembled.
-        self.view.tag_word(head).store(Tag::large(self.id).0, Ordering::Release);
-        self.count_run();
-        Some(head)
+        let (head, tag) = (unit_of(offset), Tag::large(self.id));
+        // ORDER: Acquire pairs with the Release of `publish_run`: the slot may have been another's then.
+        let is_own =
+            self.tag_word(head).is_some_and(|word| word.load(Ordering::Acquire) == tag.0);
+        is_own && self.free_run(head, tag).is_ok()
     }
 
     /// Frees the run at `head`, whose tag is `tag`.
+    #[inline]
     pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
         self.trim_calm.set(0);
         if tag.owner() == self.id {
@@ -171,12 +208,21 @@ impl Heap {
 
     /// Keeps a run in transit of ours for the next block of its size, if it is not too large; frees
     /// it, or those that were kept first, if there are too many.
+    #[inline]
     pub(super) fn keep_run(&self, head: u32) {
-        let run = Run { head, units: self.assembled_units(head) };
-        let blocks = self.view.block_units();
-        let most = ((blocks.end - blocks.start) / PART).min(MOST_UNITS);
+        let units = self.assembled_units(head).unwrap_or_else(|| self.measure_units(head));
+        let run = Run { head, units };
+        if !self.kept_runs.put_back(run) {
+            self.keep_rather(run);
+        }
+    }
+
+    /// Keeps a run rather than those that were kept first.
+    #[inline(never)]
+    fn keep_rather(&self, run: Run) {
+        let most = self.kept_runs.most.get();
         if run.units > most {
-            units::dismantle_run(&self.view, self.id, head);
+            units::dismantle_run(&self.view, self.id, run.head);
             return;
         }
         self.dismantle(self.kept_runs.put(run));
@@ -200,22 +246,27 @@ impl Heap {
         }
     }
 
-    /// How long the run in transit at `head` is, which then says so. Who died changing its length left
-    /// it saying the greater one, with the last of its units claimed; and whoever recovers that makes
-    /// it say the less before the units become free.
-    fn assembled_units(&self, head: u32) -> u32 {
-        let said = &self.view.descriptor(head).run_units;
+    /// How long the run in transit at `head` is, if it is as long as it says. Who died changing its length
+    /// left it saying the greater one, with the last of its units claimed; and whoever recovers that
+    /// makes it say the less before the units become free.
+    #[inline]
+    fn assembled_units(&self, head: u32) -> Option<u32> {
+        let said = &self.descriptor(head)?.run_units;
         let len = said.load(Ordering::Relaxed);
-        let last = head.saturating_add(len).saturating_sub(1);
-        // Said twice, or the last unit may have become part of another run meanwhile.
-        // ORDER: `tag` acquires what `publish_run` released.
-        let is_whole = last == head
-            || (self.view.tag(last) == Some(Tag::RUN_BODY) && said.load(Ordering::Relaxed) == len);
-        if is_whole && len > 0 {
-            return len;
+        if len == 1 {
+            return Some(1);
         }
+        // Said twice, or the last unit may have become part of another run meanwhile.
+        // ORDER: Acquire pairs with the Release of `publish_run`.
+        let last = self.tag_word(head.checked_add(len)?.checked_sub(1)?)?.load(Ordering::Acquire);
+        (last == Tag::RUN_BODY.0 && said.load(Ordering::Relaxed) == len).then_some(len)
+    }
+
+    /// How long it is by its units' tags; it then says so.
+    #[cold]
+    fn measure_units(&self, head: u32) -> u32 {
         let run = units::run_of(&self.view, head);
-        said.store(run.end - run.start, Ordering::Relaxed);
+        self.view.descriptor(head).run_units.store(run.end - run.start, Ordering::Relaxed);
         run.end - run.start
     }
 
