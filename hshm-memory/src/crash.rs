@@ -34,6 +34,7 @@ points! {
     "run.extended", "a run that is shorter than it says, and claimed units behind it", "the units are freed";
     "page.initialised", "a claimed unit with a page's descriptor", "the unit is freed";
     "page.carved", "a list that reaches beyond the carved blocks", "the carved count is raised to the list's end";
+    "page.forgotten", "lists of a page without carved blocks, and some of them in its owner's cache", "the page is freed, the row's are dropped";
     "page.loaded_free", "one list in a bin and in its page's saved list", "the saved list is dropped";
     "page.loaded_local", "one list in a bin and in its page's local list", "the local list is dropped";
     "page.loaded_remote", "one list in a bin and in its page's remote list", "the bin is emptied";
@@ -52,6 +53,7 @@ points! {
     "remote.pushed", "a freed block on a list of a page without owner", "nothing: whoever frees or allocates next adopts the page";
     "cache.claimed", "a cache's unit that no slot names", "the unit is freed";
     "cache.placed", "a block in a row that does not count it", "nothing: the block stays allocated";
+    "cache.filled", "a row with blocks that its owner's page has not carved", "the row's are dropped";
     "cache.flushed", "a block in a row and on its page's local list", "the row's is dropped";
     "cache.journalled", "a journalled flush whose blocks are on no list yet", "the row is emptied as it is";
     "cache.pushed", "blocks in a row and on the remote list of another's page", "the row's are dropped";

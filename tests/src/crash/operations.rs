@@ -9,10 +9,11 @@ use super::outcomes::{
 };
 use super::situations::{
     LARGE, MEDIUM, SHORT_RUN, SMALL, SMALL_PER_PAGE, cached, cached_anothers,
-    cached_of_a_page_in_use, cached_of_all_sorts, elsewhere, empty_cell, fill_cell, free_first,
-    full_but_for_what_a_dead_freed, full_page_and_one, idle_page_that_a_dead_freed_to,
-    idle_page_with_a_bin, idle_pages_everywhere, leave, left_by_another, nearly_cached, nothing,
-    purged_page, resize_first, sparse_page, take, take_small, trim, warm,
+    cached_of_a_page_in_use, cached_of_all_sorts, cached_of_an_idle_page, elsewhere, empty_cell,
+    fill_cell, free_first, full_but_for_what_a_dead_freed, full_page_and_one,
+    idle_page_that_a_dead_freed_to, idle_page_with_a_bin, idle_pages_everywhere, leave,
+    left_by_another, nearly_cached, nothing, purged_page, resize_first, sparse_page, take,
+    take_small, trim, warm,
 };
 use super::world::World;
 
@@ -382,6 +383,18 @@ pub const OPERATIONS: &[Operation] = &[
         FREES_SMALL,
     )
     .roomy(),
+    keep(
+        "allocate where the cache is filled",
+        |w| {
+            cached(w);
+            w.hold(11, SMALL);
+        },
+        take_small,
+        TAKES_SMALL,
+    )
+    .roomy(),
+    keep("free the last that is not cached", cached_of_an_idle_page, free_first, FREES_SMALL)
+        .roomy(),
     keep("free beside a full cache", cached_of_a_page_in_use, free_first, FREES_SMALL).roomy(),
     keep("free another's to a full cache", cached_anothers, free_first, FREES_SMALL)
         .after(|w| w.hold(8, SMALL))

@@ -117,6 +117,13 @@ pub(super) fn cached_of_a_page_in_use(w: &World) {
     w.drop_blocks(1..6);
 }
 
+/// A page of which some blocks stand in the cache, one is allocated and the others are free.
+pub(super) fn cached_of_an_idle_page(w: &World) {
+    cached(w);
+    w.hold(2 * SMALL_PER_PAGE, SMALL);
+    w.drop_blocks(1..SMALL_PER_PAGE);
+}
+
 /// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
 pub(super) fn full_page_and_one(w: &World) {
     w.hold(SMALL_PER_PAGE + 1, SMALL);

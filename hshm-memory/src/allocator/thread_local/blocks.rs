@@ -2,7 +2,9 @@
 
 use std::ptr::NonNull;
 
-use super::size_class::{GRANULE_BYTES, MEDIUM_MAX_BYTES, class_of, small_class_of};
+use super::size_class::{
+    GRANULE_BYTES, MEDIUM_MAX_BYTES, SMALL_MAX_BYTES, class_of, small_class_of,
+};
 use super::{ThreadLocalAllocator, heap, tls, words};
 use crate::allocator::Allocator;
 use crate::context::MemContext;
@@ -336,10 +338,14 @@ impl ThreadLocalAllocator {
         align: usize,
     ) -> Result<OffsetPointer, AllocError> {
         let offset = self.with_context(context, |heap| {
-            let quickly = match bytes {
-                _ if align != GRANULE_BYTES => None,
-                ..=MEDIUM_MAX_BYTES => heap.pop_any(class_of(bytes)),
-                _ => heap.take_latest_run(bytes),
+            let quickly = if align != GRANULE_BYTES {
+                None
+            } else if bytes <= SMALL_MAX_BYTES {
+                heap.take_small(class_of(bytes))
+            } else if bytes <= MEDIUM_MAX_BYTES {
+                heap.pop_medium(class_of(bytes))
+            } else {
+                heap.take_latest_run(bytes)
             };
             quickly.map_or_else(|| heap.allocate_slow(bytes, align), Ok)
         })?;

@@ -32,8 +32,8 @@ use crate::sync::{AtomicU64, Ordering};
 const ROW_WORDS: usize = 64;
 /// Bytes of all rows.
 const ROWS_BYTES: u64 = (SMALL_CLASSES * ROW_WORDS * 8) as u64;
-/// The blocks that a row can hold.
-const ROW_BLOCKS: u8 = 63;
+/// The blocks that a row can hold: the word behind the last of them is 0, which is no block.
+const ROW_BLOCKS: u8 = 62;
 /// The bytes of blocks in a row are at most these,
 const ROW_MAX_BYTES: u64 = 64 << 10;
 /// and this part of the segment.
@@ -47,35 +47,55 @@ const MISSES: u32 = 64;
 /// The same for a new heap: who only looks in needs none.
 const FIRST_MISSES: u32 = 4;
 
-/// The first word of a row: bits 0-5 how many blocks are in it, 6-62 how many were ever taken from
-/// it. Bit 63 makes it greater than any offset, because where a row is empty it is read as one.
+/// The first word of a row: bits 0-5 how many blocks there is room for, 6-11 how many it can have,
+/// 12-63 how many were ever taken from it.
+///
+/// A row is filled from its end: word `room` is where the next block goes, the one behind it has the
+/// block that was put there last. Of a row that can have none, both say so.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct RowWord(u64);
+pub(super) struct RowWord(pub(super) u64);
 
 impl RowWord {
-    const EMPTY: Self = Self(1 << 63);
-    const COUNT_MASK: u64 = 63;
-    const TAKEN_SHIFT: u32 = 6;
+    const ROOM_MASK: u64 = 63;
+    const LIMIT_SHIFT: u32 = 6;
+    const TAKEN_SHIFT: u32 = 12;
+
+    const fn empty(limit: u8) -> Self {
+        let limit = limit as u64 & Self::ROOM_MASK;
+        Self(limit << Self::LIMIT_SHIFT | limit)
+    }
+
+    #[inline(always)]
+    pub(super) const fn room(self) -> u64 {
+        self.0 & Self::ROOM_MASK
+    }
+
+    pub(super) const fn limit(self) -> u64 {
+        self.0 >> Self::LIMIT_SHIFT & Self::ROOM_MASK
+    }
 
     pub(super) const fn count(self) -> u64 {
-        self.0 & Self::COUNT_MASK
+        self.limit().saturating_sub(self.room())
     }
 
     /// Blocks that were taken by popping.
     pub(super) const fn taken(self) -> u64 {
-        (self.0 & !(1 << 63)) >> Self::TAKEN_SHIFT
+        self.0 >> Self::TAKEN_SHIFT
     }
 
-    const fn with_count(self, count: u64) -> Self {
-        Self(self.0 & !Self::COUNT_MASK | count & Self::COUNT_MASK)
+    pub(super) const fn with_count(self, count: u64) -> Self {
+        let room = self.limit().saturating_sub(count);
+        Self(self.0 & !Self::ROOM_MASK | room)
     }
 
+    #[inline(always)]
     const fn popped(self) -> Self {
-        Self(self.0.wrapping_add((1 << Self::TAKEN_SHIFT) - 1))
+        Self(self.0.wrapping_add((1 << Self::TAKEN_SHIFT) + 1))
     }
 
+    #[inline(always)]
     const fn pushed(self) -> Self {
-        Self(self.0.wrapping_add(1))
+        Self(self.0.wrapping_sub(1))
     }
 }
 
@@ -108,9 +128,11 @@ impl<'v> Rows<'v> {
         self.word(class, 0).store(self.count(class).with_count(count).0, Ordering::Release);
     }
 
-    /// Place `index` of a row, from 1 on: a block's offset, or 0 where one has gone.
+    /// Place `index` of a row, from 1 on, in the order in which blocks were put there: a block's offset,
+    /// or 0 where one has gone.
     pub(super) fn place(&self, class: usize, index: u64) -> &'v AtomicU64 {
-        self.word(class, index)
+        // Whatever somebody scribbled, it is a word of the rows.
+        self.word(class, (self.count(class).limit() + 1).wrapping_sub(index))
     }
 
     /// The blocks of a row, those that have gone left out.
@@ -120,18 +142,36 @@ impl<'v> Rows<'v> {
             .filter(|&offset| offset != 0)
     }
 
-    /// Makes all rows empty ones that nothing was ever taken from.
-    fn reset(&self) {
-        for class in 0..SMALL_CLASSES {
-            self.word(class, 0).store(RowWord::EMPTY.0, Ordering::Relaxed);
+    /// Makes all rows empty ones that nothing was ever taken from, which may have as many blocks as
+    /// `limits` says.
+    fn reset(&self, limits: &[Cell<u8>; SMALL_CLASSES]) {
+        for (class, limit) in limits.iter().enumerate() {
+            let limit = limit.get();
+            self.word(class, 0).store(RowWord::empty(limit).0, Ordering::Relaxed);
+            self.word(class, u64::from(limit) + 1).store(0, Ordering::Relaxed);
         }
+    }
+
+    /// Takes the `class`'s blocks of the page of unit `unit` out, which is wholly free with them.
+    pub(super) fn forget_page(&self, class: usize, unit: u32) {
+        let mut count = self.count(class).count();
+        for index in 1..=count {
+            let place = self.place(class, index);
+            if unit_of(place.load(Ordering::Relaxed)) == unit {
+                place.store(0, Ordering::Relaxed);
+            }
+        }
+        while count > 0 && self.place(class, count).load(Ordering::Relaxed) == 0 {
+            count -= 1;
+        }
+        self.set_count(class, count);
     }
 
     /// Blocks that are in rows, and that were ever taken from them.
     pub(super) fn totals(&self) -> (u64, u64) {
-        let words = (0..SMALL_CLASSES).map(|class| self.count(class));
-        words.fold((0, 0), |(count, taken), word| {
-            (count + word.count(), taken.wrapping_add(word.taken()))
+        (0..SMALL_CLASSES).fold((0, 0), |(count, taken), class| {
+            let blocks = self.blocks(class).count() as u64;
+            (count + blocks, taken.wrapping_add(self.count(class).taken()))
         })
     }
 }
@@ -142,7 +182,7 @@ impl<'v> Rows<'v> {
 pub(super) struct Cache {
     /// Where the rows are in this process; [`NO_ROWS`] if there are none.
     rows: Cell<*mut u64>,
-    /// Bits of a tag, rotated by half, that decide whether blocks of a page are cached,
+    /// Bits of a tag that decide whether blocks of a page are cached,
     tag_mask: u32,
     /// and what they are: subtracted, they leave the class.
     tag_base: u32,
@@ -162,13 +202,13 @@ impl Cache {
     pub(super) fn new(id: u32, on_exit: OnExit) -> Self {
         let page = Tag::page(id, 0);
         let (tag_mask, page): (u32, _) = match on_exit {
-            OnExit::Keep => (!0xfff, page.with_owner(0)),
+            OnExit::Keep => (!Tag::OWNER_BITS, page.with_owner(0)),
             // Blocks die with the owner of their page: others must not hand them out.
             OnExit::Reclaim => (!0, page),
         };
         Self {
-            tag_mask: tag_mask.rotate_right(16),
-            tag_base: page.0.rotate_right(16),
+            tag_mask,
+            tag_base: page.0,
             rows: Cell::new(no_rows()),
             limits: [const { Cell::new(0) }; SMALL_CLASSES],
             unit: Cell::new(0),
@@ -183,14 +223,14 @@ impl Cache {
 
     /// The class of a page with this tag, if its blocks may be cached.
     #[inline(always)]
-    fn class_of(&self, tag: u32) -> Option<usize> {
-        let class = (tag.rotate_right(16) & self.tag_mask).wrapping_sub(self.tag_base) as usize;
+    pub(super) fn class_of(&self, tag: u32) -> Option<usize> {
+        let class = (tag & self.tag_mask).wrapping_sub(self.tag_base) as usize;
         (class < SMALL_CLASSES).then_some(class)
     }
 
     /// The row of a small class.
     #[inline(always)]
-    fn row(&self, class: usize) -> *mut u64 {
+    pub(super) fn row(&self, class: usize) -> *mut u64 {
         self.rows.get().wrapping_add(class * ROW_WORDS)
     }
 
@@ -202,14 +242,17 @@ impl Cache {
         self.misses.set(0);
     }
 
-    /// Takes note of the cache in `unit`, which is at `rows` in this process. Each row may have blocks
-    /// of `budget` bytes.
-    fn note(&self, unit: u32, rows: *mut u64, budget: u64) {
+    /// Has each row have blocks of `budget` bytes.
+    fn set_limits(&self, budget: u64) {
         for (class, limit) in self.limits.iter().enumerate() {
             let blocks = budget.checked_div(block_bytes(class).into()).unwrap_or(0);
             let blocks = if blocks < LEAST_BLOCKS { 0 } else { blocks };
             limit.set(u8::try_from(blocks).unwrap_or(ROW_BLOCKS).min(ROW_BLOCKS));
         }
+    }
+
+    /// Takes note of the cache in `unit`, which is at `rows` in this process.
+    fn note(&self, unit: u32, rows: *mut u64) {
         self.rows.set(rows);
         self.unit.set(unit);
     }
@@ -231,31 +274,33 @@ unsafe fn at<'r>(word: *mut u64) -> &'r AtomicU64 {
 
 /// The count of a row of ours.
 #[inline(always)]
-fn counter<'r>(row: *mut u64) -> &'r AtomicU64 {
+pub(super) fn counter<'r>(row: *mut u64) -> &'r AtomicU64 {
     // SAFETY: [mapped] the rows that a heap knows of live as long as its view.
     unsafe { at(row) }
 }
 
-/// Place `index` of a row of ours, which is masked to its length.
+/// Word `index` of a row of ours, at most the one behind it.
 #[inline(always)]
-fn place<'r>(row: *mut u64, index: u64) -> &'r AtomicU64 {
-    #[allow(clippy::cast_possible_truncation, reason = "six bits")]
-    let index = (index & RowWord::COUNT_MASK) as usize;
-    // SAFETY: [mapped] as above.
+pub(super) fn place<'r>(row: *mut u64, index: u64) -> &'r AtomicU64 {
+    debug_assert!(index <= ROW_WORDS as u64, "a word of the rows");
+    #[allow(clippy::cast_possible_truncation, reason = "seven bits")]
+    let index = index as usize;
+    // SAFETY: [mapped] as above; behind the rows there are words of their unit.
     unsafe { at(row.wrapping_add(index)) }
 }
 
 impl Heap {
     /// Takes the block of `class`, one of the small ones, that was cached last.
     ///
-    /// Three loads, one store, one branch that is taken when the row is empty or scribbled on. The
-    /// store of the count is the moment at which the block is allocated: who dies before has taken
+    /// Two loads, one store, one branch that is taken when the row is empty or scribbled on. The
+    /// store of the row's word is the moment at which the block is allocated: who dies before has taken
     /// nothing.
     #[inline(always)]
     pub(super) fn pop_cached(&self, class: usize) -> Option<u64> {
         let row = self.cache.row(class);
         let word = RowWord(counter(row).load(Ordering::Relaxed));
-        let offset = place(row, word.count()).load(Ordering::Relaxed) & !(GRANULE_BYTES as u64 - 1);
+        let offset = place(row, word.room() + 1).load(Ordering::Relaxed);
+        let offset = offset & !(GRANULE_BYTES as u64 - 1);
         if offset.wrapping_sub(self.first) >= self.reach.get() {
             return None;
         }
@@ -264,20 +309,20 @@ impl Heap {
         Some(offset)
     }
 
-    /// Puts the block at `offset`, one of a page with this tag, into its row. False if there is no room,
-    /// or its class is not cached; then nothing was done.
+    /// Puts the block at `offset`, one of `class`, into its row. False if there is no room; then nothing
+    /// was done.
     ///
-    /// The store of the count is the moment at which the block is free: who dies before has freed
+    /// The store of the row's word is the moment at which the block is free: who dies before has freed
     /// nothing.
     #[inline(always)]
-    pub(super) fn push_cached(&self, tag: u32, offset: u64) -> bool {
-        let Some(class) = self.cache.class_of(tag) else { return false };
+    pub(super) fn push_cached(&self, class: usize, offset: u64) -> bool {
         let row = self.cache.row(class);
         let word = RowWord(counter(row).load(Ordering::Relaxed));
-        if word.count() >= self.cache.limit(class) {
+        let room = word.room();
+        if room == 0 {
             return false;
         }
-        place(row, word.count() + 1).store(offset, Ordering::Relaxed);
+        place(row, room).store(offset, Ordering::Relaxed);
         // Died here: the block is in the row, but not counted, and allocated.
         crate::crash_point!("cache.placed");
         // ORDER: Release keeps it after the place's store, for the recoverer.
@@ -294,7 +339,7 @@ impl Heap {
         let size = u64::from(block_bytes(class));
         let mut word = RowWord(counter(row).load(Ordering::Relaxed));
         while word.count() > 0 {
-            let offset = place(row, word.count()).load(Ordering::Relaxed);
+            let offset = place(row, word.room() + 1).load(Ordering::Relaxed);
             let inside = offset >= self.first
                 && offset.is_multiple_of(GRANULE_BYTES as u64)
                 && offset.checked_add(size).is_some_and(|end| end <= self.view.limit());
@@ -317,7 +362,7 @@ impl Heap {
             return false;
         }
         self.flush(class, limit.div_ceil(2));
-        self.push_cached(tag.0, offset)
+        self.push_cached(class, offset)
     }
 
     /// This heap's rows, wherever the slot says that they are.
@@ -346,14 +391,15 @@ impl Heap {
             units::release_unit(view, unit);
             return;
         }
-        Rows { view, unit }.reset();
+        self.cache.set_limits((view.limit() / ROW_PART).min(ROW_MAX_BYTES));
+        Rows { view, unit }.reset(&self.cache.limits);
         // ORDER: Release: the rows are empty before they are a cache's.
         view.tag_word(unit).store(Tag::cache(self.id).0, Ordering::Release);
         // Died here: a cache that no slot names; recovery frees its unit.
         crate::crash_point!("cache.claimed");
         self.slot().cache.store(unit, Ordering::Release);
         let rows = std::ptr::from_ref(view.word_in_unit(unit, 0)).cast_mut().cast();
-        self.cache.note(unit, rows, (view.limit() / ROW_PART).min(ROW_MAX_BYTES));
+        self.cache.note(unit, rows);
     }
 
     /// Gives all cached blocks back to their pages, and the cache's unit too.
@@ -387,7 +433,7 @@ pub(super) fn release(view: &View, id: u32) {
 }
 
 const _: () = {
-    assert!(ROWS_BYTES <= UNIT_BYTES && ROWS_BYTES.is_multiple_of(PAGE_BYTES));
-    assert!(ROW_BLOCKS as u64 == RowWord::COUNT_MASK && ROW_BLOCKS as usize == ROW_WORDS - 1);
+    assert!(ROWS_BYTES < UNIT_BYTES && ROWS_BYTES.is_multiple_of(PAGE_BYTES));
+    assert!(ROW_BLOCKS as u64 <= RowWord::ROOM_MASK && ROW_BLOCKS as usize == ROW_WORDS - 2);
     assert!(SMALL_MAX_BYTES as u64 <= UNIT_BYTES);
 };

@@ -57,8 +57,8 @@ struct Lists {
     carved: u32,
     lists: [List; 4],
     purged: Option<Purged>,
-    /// The owner may be putting freshly carved blocks into its bin.
-    is_loading: bool,
+    /// The owner may be putting freshly carved blocks into its bin, or forgetting all.
+    is_changing: bool,
     /// Its blocks in workers' caches, and whether they may stand on a list too, because they are
     /// being moved.
     cached: Vec<(u32, bool)>,
@@ -228,7 +228,7 @@ impl Checker<'_> {
                 }
             };
             self.violated("I3", page.start(), what);
-        } else if faults == 0 && met.end > seen.carved && !seen.is_loading {
+        } else if faults == 0 && met.end > seen.carved && !seen.is_changing {
             let what = format!("a list of unit {unit} reaches beyond the carved blocks");
             self.violated("I3", page.start(), what);
         }
@@ -249,7 +249,7 @@ impl Checker<'_> {
         };
         let mut bin = if page.contains(bin.first()) { bin } else { List::EMPTY };
         let mut lists = [page.free(), page.local(), page.remote().to_list(page.start())];
-        let is_loading = !bin.is_empty();
+        let is_changing = !bin.is_empty() || (owner != 0 && page.carved() == 0);
         // An owner that is loading its bin has one list in two places for a moment, or for ever if
         // it was stopped there: a state that recovery accepts, and so does this.
         for list in lists.iter_mut().take(2).filter(|list| **list == bin) {
@@ -271,7 +271,7 @@ impl Checker<'_> {
         let [free, local, remote] = lists;
         let lists = [bin, free, local, remote];
         let cached = self.cached(&page);
-        Lists { tag, carved: page.carved(), lists, purged, is_loading, cached }
+        Lists { tag, carved: page.carved(), lists, purged, is_changing, cached }
     }
 
     /// The blocks of a page that stand in workers' caches.
@@ -282,11 +282,15 @@ impl Checker<'_> {
         }
         for &id in &self.caches {
             let Some(rows) = Rows::of(self.view, id) else { continue };
+            let is_own = page.tag.owner() == id;
             let indices = rows.blocks(page.class()).filter_map(|offset| page.index_of(offset));
+            // Those that it is carving or forgetting are in its cache for nothing: recovery leaves
+            // them out.
+            let indices = indices.filter(|&index| !is_own || index < page.carved());
             // Who moves blocks, or was stopped at it, has them in two places: a state that recovery
             // accepts.
             let journal = &self.view.slot(id).journal;
-            let moves = page.tag.owner() == id
+            let moves = is_own
                 || (Operation(journal.operation.load(Ordering::SeqCst)).step() == Step::Flush
                     && unit_of(journal.block.load(Ordering::Relaxed)) == page.unit);
             cached.extend(indices.map(|index| (index, moves)));
@@ -312,11 +316,11 @@ impl Checker<'_> {
 
     /// I4: what stands in a row of a cache is a block of its class.
     fn caches_hold_blocks(&mut self) {
-        let is_block = |class, offset| {
+        let is_block = |id, class, offset| {
             let Some((unit, tag)) = self.view.page_of(offset) else { return false };
             let page = Page::new(self.view, unit, tag);
-            let index = page.index_of(offset).filter(|&index| index < page.carved());
-            tag.class() == class && index.is_some()
+            let is_there = |&index: &u32| index < page.carved() || tag.owner() == id;
+            tag.class() == class && page.index_of(offset).filter(is_there).is_some()
         };
         let mut wrong = Vec::new();
         for &id in &self.caches {
@@ -324,7 +328,7 @@ impl Checker<'_> {
                 let mut suspects = Vec::new();
                 for look in 0..FAULTS {
                     let Some(rows) = Rows::of(self.view, id) else { break };
-                    let bad = rows.blocks(class).filter(|&offset| !is_block(class, offset));
+                    let bad = rows.blocks(class).filter(|&offset| !is_block(id, class, offset));
                     // What was taken meanwhile is no longer in the row.
                     let same = bad.filter(|offset| look == 0 || suspects.contains(offset));
                     suspects = same.collect::<Vec<_>>();

@@ -10,10 +10,10 @@ use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
 
 use super::cache::Cache;
 use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, MEDIUM_UNITS, Slot, UNIT_SHIFT};
-use super::page::{NO_EVENT, Page};
+use super::page::{Cut, NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
 use super::runs::KeptRuns;
-use super::size_class::{CLASSES, GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES};
+use super::size_class::{CLASSES, GRANULE_SHIFT, SMALL_CLASSES, SMALL_MAX_BYTES};
 use super::units;
 use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
@@ -32,6 +32,9 @@ const LEAST_MEDIUM_BINS: usize = 4;
 /// all of which together are to be this part of the segment.
 const MEDIUM_BINS_PART: usize = 64;
 
+/// Blocks that are carved for a bin where the cache has a row of their class.
+const CUT_BESIDE_A_ROW: u32 = 4;
+
 /// One worker's heap. Only the thread that holds it calls its methods.
 #[derive(Debug)]
 // What the fast paths read comes first and shares one cache line.
@@ -46,9 +49,9 @@ pub(crate) struct Heap {
     pub(super) reach: Cell<u64>,
     tags: *const AtomicU32,
     /// Units below the end of what may be touched.
-    units: Cell<u32>,
-    /// The low half of the tags of our small pages.
-    small_tag: u16,
+    units: Cell<u64>,
+    /// The owner in the tags of our pages.
+    owner_bits: u32,
     pub(super) cache: Cache,
     slot: *const Slot,
     descriptors: *const Descriptor,
@@ -108,7 +111,7 @@ impl Heap {
             tags: view.tag_word(0),
             descriptors: view.descriptor(0),
             slot: view.slot(id),
-            small_tag: Tag::small_owned_by(id),
+            owner_bits: Tag::claimed(id).0 & Tag::OWNER_BITS,
             cache: Cache::new(id, view.on_exit()),
             id,
             generation,
@@ -136,7 +139,7 @@ impl Heap {
     fn set_limit(&self, limit: u64) {
         self.span.set(limit.saturating_sub(self.first));
         self.reach.set(self.span.get().saturating_sub(SMALL_MAX_BYTES as u64));
-        self.units.set(unit_of(limit));
+        self.units.set(unit_of(limit).into());
         self.kept_runs.set_most(unit_of(self.span.get()));
     }
 
@@ -151,7 +154,7 @@ impl Heap {
     /// beyond what was there when the heap was made.
     pub(super) fn note_limit(&self) {
         let limit = self.view.limit();
-        if unit_of(limit) != self.units.get() {
+        if u64::from(unit_of(limit)) != self.units.get() {
             self.set_limit(limit);
         }
     }
@@ -166,14 +169,16 @@ impl Heap {
     #[inline(always)]
     pub(super) fn tag_word(&self, unit: u32) -> Option<&AtomicU32> {
         // SAFETY: [mapped] `unit` is below `units`, and the table has an entry for each unit.
-        (unit < self.units.get()).then(|| unsafe { &*self.tags.wrapping_add(unit as usize) })
+        (u64::from(unit) < self.units.get())
+            .then(|| unsafe { &*self.tags.wrapping_add(unit as usize) })
     }
 
     /// Its descriptor.
     #[inline(always)]
     pub(super) fn descriptor(&self, unit: u32) -> Option<&Descriptor> {
         // SAFETY: [mapped] as for the tag.
-        (unit < self.units.get()).then(|| unsafe { &*self.descriptors.wrapping_add(unit as usize) })
+        (u64::from(unit) < self.units.get())
+            .then(|| unsafe { &*self.descriptors.wrapping_add(unit as usize) })
     }
 
     pub(super) fn counters(&self) -> &Counters {
@@ -185,13 +190,15 @@ impl Heap {
         self.generation != generation || self.released.load(PrivateOrdering::Relaxed) != 0
     }
 
-    /// Takes a block of `class`, one of the small ones, if the cache has one, or the bin at least two.
+    /// Takes a block of `class`, one of the small ones, if the cache has one, or the bin at least two, or
+    /// more of the bin's page can be cut off.
     ///
     /// On x86-64 an allocation that the cache serves is 28 instructions, thread-local storage and the
     /// size's class included; `hshm-bench` has a test of it.
     #[inline(always)]
     pub(super) fn take_small(&self, class: usize) -> Option<u64> {
-        self.pop_cached(class).or_else(|| self.pop_small(class))
+        let block = self.pop_cached(class).or_else(|| self.pop_small(class));
+        block.or_else(|| self.cut_into_row(class))
     }
 
     /// Takes a block of `class`, one of the small ones, if the bin has at least two.
@@ -206,10 +213,10 @@ impl Heap {
         self.pop::<UNIT_SHIFT>(class)
     }
 
-    /// The same for any class.
+    /// The same for a medium class.
     #[inline]
-    pub(super) fn pop_any(&self, class: usize) -> Option<u64> {
-        if class < SMALL_CLASSES { self.take_small(class) } else { self.pop::<MEDIUM_SHIFT>(class) }
+    pub(super) fn pop_medium(&self, class: usize) -> Option<u64> {
+        self.pop::<MEDIUM_SHIFT>(class)
     }
 
     #[inline(always)]
@@ -236,8 +243,9 @@ impl Heap {
     /// dies before has freed nothing. On x86-64 a free into the cache is 35 instructions.
     #[inline(always)]
     pub(super) fn push_small(&self, offset: u64) -> bool {
-        let unit = offset >> UNIT_SHIFT;
-        if unit >= u64::from(self.units.get()) || !offset.is_multiple_of(GRANULE_BYTES as u64) {
+        // The bits that no block's offset has set become the highest ones, and the unit no unit.
+        let unit = offset.rotate_right(GRANULE_SHIFT) >> (UNIT_SHIFT - GRANULE_SHIFT);
+        if unit >= self.units.get() {
             return false;
         }
         #[allow(clippy::cast_possible_truncation, reason = "below `units`")]
@@ -247,12 +255,11 @@ impl Heap {
         // ORDER: Relaxed: only this thread makes a page ours or lets go of it, and as long as a block
         // of a page is the caller's, its class does not change.
         let tag = tag.load(Ordering::Relaxed);
-        if self.push_cached(tag, offset) {
+        let Some(class) = self.cache.class_of(tag) else { return false };
+        if self.push_cached(class, offset) {
             return true;
         }
-        #[allow(clippy::cast_possible_truncation, reason = "the low half: kind and owner")]
-        let low = tag as u16;
-        if low != self.small_tag {
+        if tag & Tag::OWNER_BITS != self.owner_bits {
             return false;
         }
         // SAFETY: [mapped] as for the tag.
@@ -293,7 +300,8 @@ impl Heap {
         let read = |unit| Some(Tag(self.tag_word(unit)?.load(Ordering::Relaxed)));
         let unit = u32::try_from(offset >> UNIT_SHIFT).ok()?;
         let tag = read(unit)?;
-        let head = if tag.kind() == Kind::MediumBody { unit.checked_sub(tag.place())? } else { unit };
+        let head =
+            if tag.kind() == Kind::MediumBody { unit.checked_sub(tag.place())? } else { unit };
         let tag = self.view.plausible(head, read(head)?);
         (tag.kind() == Kind::Medium && tag.owner() == self.id)
             .then(|| Page::new(&self.view, head, tag))
@@ -340,10 +348,13 @@ impl Heap {
         (pages / MEDIUM_BINS_PART).clamp(LEAST_MEDIUM_BINS, MEDIUM_CLASSES)
     }
 
-    /// Bytes to carve at a time: little of the first pages of a class, all of later ones.
-    pub(super) fn carve_bytes(&self, class: usize) -> u32 {
+    /// How to carve: little of the first pages of a class, all of later ones; and a few blocks at a time
+    /// where a row of the cache gets the others.
+    pub(super) fn carving(&self, class: usize) -> Cut {
         let opened = self.opened.get(class).map_or(0, Cell::get);
-        4096 << opened.saturating_sub(1).min(4)
+        let bytes = 4096 << opened.saturating_sub(1).min(4);
+        let most = if self.cache.limit(class) > 0 { CUT_BESIDE_A_ROW } else { u32::MAX };
+        Cut { bytes, most }
     }
 }
 

@@ -58,7 +58,7 @@ impl Scribbler<'_> {
             // Also with a class that the kind does not go with.
             _ => {
                 let page = Tag::page(owner, class);
-                Tag(page.0 ^ if self.random.below(3) == 0 { 1 << 12 } else { 0 })
+                Tag(page.0 ^ if self.random.below(3) == 0 { 1 << 8 } else { 0 })
             }
         }
     }

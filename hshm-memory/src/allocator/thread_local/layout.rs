@@ -11,7 +11,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 
 /// The version of the segments that this library writes and reads. It changes whenever a byte of
 /// the layout changes its meaning.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 /// What a segment begins with: "hshmTLA1", read as a little-endian number.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"hshmTLA1");
 /// The allocator that laid the segment out.

@@ -8,6 +8,7 @@ mod census;
 mod check;
 mod create;
 mod drain;
+mod fresh;
 mod geometry;
 mod heap;
 mod interface;

@@ -143,11 +143,7 @@ impl<'v> Page<'v> {
 
     /// Puts free blocks of this page, which the caller owns, into its empty bin. False if there
     /// are none.
-    pub(super) fn load(
-        &self,
-        bin: &AtomicU64,
-        carve_bytes: u32,
-    ) -> Result<Option<Loaded>, BackendError> {
+    pub(super) fn load(&self, bin: &AtomicU64, cut: Cut) -> Result<Option<Loaded>, BackendError> {
         let descriptor = self.descriptor();
         let free = self.free();
         if !free.is_empty() {
@@ -163,7 +159,7 @@ impl<'v> Page<'v> {
         // and memory for it.
         if (1..SHORT_LIST).contains(&local.count())
             && self.purged().is_none()
-            && let Ok(Some(carved)) = self.carve(bin, carve_bytes)
+            && let Ok(Some(carved)) = self.carve(bin, cut)
         {
             return Ok(Some(carved));
         }
@@ -171,7 +167,8 @@ impl<'v> Page<'v> {
             bin.store(local.0, Ordering::Relaxed);
             crate::crash_point!("page.loaded_local");
             descriptor.local.store(0, Ordering::Release);
-            return Ok(Some(Loaded { blocks: local.count(), freed_locally: local.count() }));
+            let blocks = local.count();
+            return Ok(Some(Loaded { blocks, freed_locally: blocks }));
         }
         let taken = self.take_remote(|list| bin.store(list.0, Ordering::Release));
         if !taken.is_empty() {
@@ -181,7 +178,7 @@ impl<'v> Page<'v> {
         if let Some(restored) = self.restore(bin)? {
             return Ok(Some(restored));
         }
-        self.carve(bin, carve_bytes)
+        self.carve(bin, cut)
     }
 
     /// Empties the remote list; `prepare` is told of it before.
@@ -194,8 +191,8 @@ impl<'v> Page<'v> {
         remote::take(list, self.start(), |slot| pusher(self.view, slot), prepare)
     }
 
-    /// Cuts more blocks, about `carve_bytes` of them, and puts them into the empty bin.
-    fn carve(&self, bin: &AtomicU64, carve_bytes: u32) -> Result<Option<Loaded>, BackendError> {
+    /// Cuts more blocks and puts them into the empty bin.
+    fn carve(&self, bin: &AtomicU64, cut: Cut) -> Result<Option<Loaded>, BackendError> {
         let carved = self.carved();
         let left = self.blocks() - carved;
         if left == 0 {
@@ -204,13 +201,14 @@ impl<'v> Page<'v> {
         // Twice as many each time, or all that are carved take many steps; but for medium blocks, of
         // which each is worth one.
         let as_many = if self.tag.kind() == Kind::Small { carved } else { 0 };
-        let wanted = (carve_bytes / self.block_bytes()).max(as_many).clamp(1, left);
+        let wanted = (cut.bytes / self.block_bytes()).max(as_many).clamp(1, left);
         let count = match self.make_resident(carved + wanted) {
             Ok(()) => wanted,
             // Memory is short: one block may still be had where many are not.
             Err(error) if wanted == 1 => return Err(error),
             Err(_) => self.make_resident(carved + 1).map(|()| 1)?,
         };
+        let count = count.min(cut.most);
         for index in carved..carved + count {
             let behind = carved + count - index - 1;
             let rest =
@@ -225,6 +223,20 @@ impl<'v> Page<'v> {
         crate::crash_point!("page.carved");
         self.descriptor().carved.store(carved + count, Ordering::Release);
         Ok(Some(Loaded { blocks: count, freed_locally: 0 }))
+    }
+
+    /// Makes a page whose blocks are all free one of which none was ever carved.
+    pub(super) fn forget_blocks(&self) {
+        let descriptor = self.descriptor();
+        // ORDER: Release: none is carved before the lists are empty, or what was on them would look
+        // allocated.
+        descriptor.carved.store(0, Ordering::Release);
+        // Died here, or in what follows: lists of a page that has no carved blocks, which recovery
+        // frees, and a row that has some of them, which it leaves out.
+        crate::crash_point!("page.forgotten");
+        descriptor.local.store(0, Ordering::Release);
+        descriptor.free.store(0, Ordering::Release);
+        descriptor.purged.store(0, Ordering::Release);
     }
 
     /// Puts memory behind the first `blocks` blocks.
@@ -323,6 +335,15 @@ pub(super) struct Loaded {
     pub(super) blocks: u32,
     /// Blocks of those that the owner itself had freed.
     pub(super) freed_locally: u32,
+}
+
+/// How blocks are to be cut.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Cut {
+    /// About as many bytes of them as memory is to be there for,
+    pub(super) bytes: u32,
+    /// and this many blocks at most.
+    pub(super) most: u32,
 }
 
 /// Where the recoverer of `slot` would look for its journalled push.

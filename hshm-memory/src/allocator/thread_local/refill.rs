@@ -138,8 +138,7 @@ impl Heap {
     /// Puts blocks of a page of ours into the empty bin of its class.
     pub(super) fn load(&self, page: &Page<'_>) -> Result<bool, BackendError> {
         let bin = self.view.bin(self.slot(), page.class());
-        let Some(Loaded { blocks, freed_locally }) =
-            page.load(bin, self.carve_bytes(page.class()))?
+        let Some(Loaded { blocks, freed_locally }) = page.load(bin, self.carving(page.class()))?
         else {
             return Ok(false);
         };

@@ -167,8 +167,14 @@ impl Heap {
     pub(super) fn settle(&self, page: Page<'_>) {
         self.trim_calm.set(0);
         let carved = page.carved();
-        let free = page.free().count();
-        if page.is_wholly_free() {
+        // On none of its own lists: allocated, or in a cache. Ours is looked through if it may have all.
+        let missing = carved.saturating_sub(page.listed());
+        let most = self.most_cached(&page);
+        let cached = if missing > most { most } else { self.count_cached(&page) };
+        if missing <= cached {
+            if page.tag.kind() == Kind::Small {
+                self.reset(&page, cached);
+            }
             if page.remote().count() > 0 || !self.keep(&page) {
                 self.release(&page);
                 return;
@@ -182,10 +188,11 @@ impl Heap {
             self.let_go(page);
             return;
         } else {
-            // The free that makes the local list this long leaves no block allocated, unless others
-            // have freed some too; those pages are found empty when they are looked at.
-            let purged = page.purged().map_or(0, |purged| purged.count());
-            let event = carved.saturating_sub(free + purged).max(1);
+            // The free that makes the local list this long leaves no block that is neither free nor, as
+            // far as can be told now, in our cache; unless others have freed some too: those pages are
+            // found empty when they are looked at.
+            let local = page.local().count();
+            let event = (local + missing - cached).saturating_add(page.remote().count());
             page.descriptor().event.store(event, Ordering::Relaxed);
         }
         if let Some(queue) = self.partial.get(page.class()) {

@@ -119,7 +119,7 @@ fn a_list_that_cannot_be_followed_is_dropped() {
 
 #[test]
 fn units_that_a_page_or_run_has_lost_belong_to_it_again() {
-    for tag in [Tag::FREE, Tag(0x1234_f000)] {
+    for tag in [Tag::FREE, Tag(0x3f12)] {
         let (heap, blocks) = at_rest();
         let (medium, found) = tag_of(&heap, blocks[5]);
         assert_eq!(found.kind(), Kind::Medium);
@@ -143,7 +143,7 @@ fn a_run_is_as_long_as_its_tags_say() {
 fn what_cannot_be_told_is_named_and_left() {
     let (heap, blocks) = at_rest();
     let (unit, _) = tag_of(&heap, blocks[0]);
-    set_tag(&heap, unit, Tag(0x1234_f000));
+    set_tag(&heap, unit, Tag(0x3f12));
     let report = heap.repair().unwrap();
     assert_eq!(report.remaining.violations_total, 1, "{report:#?}");
     assert!(report.remaining.violations[0].what.contains("unknown tag"));

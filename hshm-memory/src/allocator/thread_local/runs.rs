@@ -67,7 +67,8 @@ impl KeptRuns {
     #[inline]
     fn put_back(&self, run: Run) -> bool {
         let units = self.units.get().saturating_add(run.units);
-        let fits = self.runs.last().filter(|last| last.get().units == 0 && units <= self.most.get());
+        let fits =
+            self.runs.last().filter(|last| last.get().units == 0 && units <= self.most.get());
         fits.map(|last| {
             last.set(run);
             self.units.set(units);
@@ -172,8 +173,7 @@ impl Heap {
         }
         let (head, tag) = (unit_of(offset), Tag::large(self.id));
         // ORDER: Acquire pairs with the Release of `publish_run`: the slot may have been another's then.
-        let is_own =
-            self.tag_word(head).is_some_and(|word| word.load(Ordering::Acquire) == tag.0);
+        let is_own = self.tag_word(head).is_some_and(|word| word.load(Ordering::Acquire) == tag.0);
         is_own && self.free_run(head, tag).is_ok()
     }
 

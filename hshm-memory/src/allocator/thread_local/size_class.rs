@@ -6,6 +6,8 @@
 
 /// Every block's size and alignment is a multiple of this.
 pub(crate) const GRANULE_BYTES: usize = 16;
+/// The granule, as a power of two.
+pub(crate) const GRANULE_SHIFT: u32 = GRANULE_BYTES.trailing_zeros();
 /// Classes.
 pub(crate) const CLASSES: usize = 144;
 /// Classes whose pages are one unit. The rest have pages of [`super::layout::MEDIUM_UNITS`].

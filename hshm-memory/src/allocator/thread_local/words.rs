@@ -34,17 +34,27 @@ pub(crate) enum Kind {
 
 /// Who owns a unit and what it is: the one word that decides.
 ///
-/// Bits 0-11 owner (a worker slot, 0 for none), 12-15 kind, 16-23 size class, 24-26 place within a
-/// medium page.
+/// Bits 0-7 size class, 8-11 kind, 12-14 place within a medium page, 16-27 owner (a worker slot, 0 for
+/// none). So the low half is what the unit is, the high half whose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tag(pub(crate) u32);
 
 impl Tag {
     pub(crate) const FREE: Self = Self(0);
     const OWNER_MASK: u32 = 0xfff;
+    const OWNER_SHIFT: u32 = 16;
+    const KIND_SHIFT: u32 = 8;
+    const PLACE_SHIFT: u32 = 12;
+    /// The bits that say whose it is.
+    pub(crate) const OWNER_BITS: u32 = Self::OWNER_MASK << Self::OWNER_SHIFT;
 
     const fn new(kind: u32, owner: u32, class: u32, place: u32) -> Self {
-        Self((owner & Self::OWNER_MASK) | kind << 12 | class << 16 | place << 24)
+        Self(
+            class
+                | kind << Self::KIND_SHIFT
+                | place << Self::PLACE_SHIFT
+                | (owner & Self::OWNER_MASK) << Self::OWNER_SHIFT,
+        )
     }
 
     pub(crate) const fn claimed(owner: u32) -> Self {
@@ -77,15 +87,8 @@ impl Tag {
         Self::new(8, owner, 0, 0)
     }
 
-    /// The low half of the tag of a small page of `owner`: kind and owner, whatever the class.
-    pub(crate) const fn small_owned_by(owner: u32) -> u16 {
-        #[allow(clippy::cast_possible_truncation, reason = "the low half is what is asked for")]
-        let low = Self::new(2, owner, 0, 0).0 as u16;
-        low
-    }
-
     pub(crate) const fn kind(self) -> Kind {
-        match (self.0 >> 12) & 0xf {
+        match (self.0 >> Self::KIND_SHIFT) & 0xf {
             0 if self.0 == 0 => Kind::Free,
             1 => Kind::Claimed,
             2 if self.class() < SMALL_CLASSES => Kind::Small,
@@ -100,19 +103,19 @@ impl Tag {
     }
 
     pub(crate) const fn owner(self) -> u32 {
-        self.0 & Self::OWNER_MASK
+        (self.0 >> Self::OWNER_SHIFT) & Self::OWNER_MASK
     }
 
     pub(crate) const fn class(self) -> usize {
-        ((self.0 >> 16) & 0xff) as usize
+        (self.0 & 0xff) as usize
     }
 
     pub(crate) const fn place(self) -> u32 {
-        (self.0 >> 24) & 7
+        (self.0 >> Self::PLACE_SHIFT) & 7
     }
 
     pub(crate) const fn with_owner(self, owner: u32) -> Self {
-        Self(self.0 & !Self::OWNER_MASK | owner & Self::OWNER_MASK)
+        Self(self.0 & !Self::OWNER_BITS | (owner & Self::OWNER_MASK) << Self::OWNER_SHIFT)
     }
 }
 
@@ -387,12 +390,11 @@ mod tests {
         assert_eq!(Tag::medium_body(7).place(), 7);
         assert_eq!(tag.with_owner(0).owner(), 0);
         assert_eq!(tag.with_owner(0).class(), 143);
-        assert_eq!(Tag::page(9, 3).0 & 0xffff, Tag::small_owned_by(9).into());
-        assert_eq!(Tag(0xf000).kind(), Kind::Unknown);
+        assert_eq!(Tag(0xf00).kind(), Kind::Unknown);
         assert_eq!(Tag(1).kind(), Kind::Unknown);
-        assert_eq!(Tag(Tag::page(1, 95).0 + (1 << 16)).kind(), Kind::Unknown, "too large a class");
-        assert_eq!(Tag(Tag::page(1, 96).0 - (1 << 16)).kind(), Kind::Unknown, "too small a class");
-        assert_eq!(Tag(Tag::page(1, 143).0 + (1 << 16)).kind(), Kind::Unknown, "no class");
+        assert_eq!(Tag(Tag::page(1, 95).0 + 1).kind(), Kind::Unknown, "too large a class");
+        assert_eq!(Tag(Tag::page(1, 96).0 - 1).kind(), Kind::Unknown, "too small a class");
+        assert_eq!(Tag(Tag::page(1, 143).0 + 1).kind(), Kind::Unknown, "no class");
     }
 
     #[test]
