@@ -19,11 +19,11 @@
  * ---------------
  * Over PCIe a device and the processors cannot both do atomic read-modify-write on a word. So no word is
  * modified by both. What only device code modifies (the chunks and their bitmaps, the device's ends of the rings)
- * it modifies with atomics of device scope. What crosses goes through rings, each of whose two counters one
- * side alone modifies and the other only loads; entries and counters are aligned 64-bit words, stored with
- * release and loaded with acquire at system scope. In a ring that the host fills the counter says how far it is filled.
- * In one that the device fills many threads do, which do not wait for one another: the counter says how many places
- * were given out, and a place is filled when it is not zero. The host makes it zero when it has taken what was there.
+ * it modifies with atomics of device scope, and while it does the host relies on none of it: such a modification is
+ * promised to be seen by the device alone. What crosses are the places of the rings, and the host's counters: aligned
+ * 64-bit words, stored with release and loaded with acquire at system scope. A place is full if it is not zero. Who
+ * takes what is there makes it zero, and who fills it waits until it is. So the host never looks at the device's
+ * counters, by which the device's many threads, who do not wait for one another, share the places out.
  *
  * Blocks come from chunks of 64 KiB, each cut into blocks of one power of two. A chunk's word says of which, and how
  * many of its blocks are taken or about to be; its bitmap says which are taken. A block is reserved in the
@@ -256,7 +256,7 @@ HSHM_FUNCTION int hshm_storage_create(const hshm_storage *storage, hshm_u64 *key
 
 #define HSHM_SEGMENT_MAGIC 0x31414c546d687368ull /* "hshmTLA1" */
 #define HSHM_ARENA_MAGIC 0x315550476d687368ull   /* "hshmGPU1" */
-#define HSHM_ARENA_VERSION 1ull
+#define HSHM_ARENA_VERSION 2ull
 #define HSHM_MAX_PIECES 8
 #define HSHM_CHUNK_BYTES 65536ull
 #define HSHM_MIN_BLOCK_SHIFT 4
@@ -284,11 +284,11 @@ typedef struct hshm_view {
     hshm_piece pieces[HSHM_MAX_PIECES];
 } hshm_view;
 
-/* Each counter on lines of its own. */
+/* Each counter on lines of its own. The host's are for both sides to see, the device's for itself. */
 typedef struct hshm_ring {
     hshm_u64 head; /* the filling side's: places that it filled (the host), or gave out (the device) */
     hshm_u64 pad0[15];
-    hshm_u64 tail; /* the emptying side's: places that it emptied */
+    hshm_u64 tail; /* the emptying side's: places that it emptied (the host), or gave out to be (the device) */
     hshm_u64 pad1[15];
 } hshm_ring;
 
@@ -421,9 +421,14 @@ HSHM_FUNCTION hshm_u64 hshm_pop(const hshm_heap *heap, int ring) {
         hshm_u64 there = hshm_load_system(&words->head) - ticket;
         if (there == 0 || there > heap->ring_entries) return 0;
         /* It stays as it is until the tail is beyond it, which the swap finds out. */
-        hshm_u64 value = hshm_load_system(hshm_cell(heap, ring, ticket));
+        hshm_u64 *cell = hshm_cell(heap, ring, ticket);
+        hshm_u64 value = hshm_load_system(cell);
         hshm_u64 found = hshm_swap_if_device(&words->tail, ticket, ticket + 1);
-        if (found == ticket) return value;
+        if (found == ticket) {
+            /* Died here: the place is nobody's, and not zero. Who takes the arena over makes it so. */
+            hshm_store_system(cell, 0);
+            return value;
+        }
         ticket = found;
     }
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::ffi::c_void;
 use std::process::Command;
 use std::ptr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -172,6 +173,67 @@ fn any_counters_at_all_are_survived() {
             // SAFETY: [mapped] as above.
             unsafe { word.write_volatile(before) };
         }
+    }
+}
+
+/// A word of the arena's header or of its rings' places, as `device.h` lays them out.
+fn word(pair: &crate::Pair, at: u64) -> &AtomicU64 {
+    let arena = pair.heap.read_cell(pair.heap.custom_header().0).unwrap();
+    let place = OffsetPointer::new(arena.offset_bytes() + at * 8);
+    let place = pair.heap.resolve(place, 8).unwrap().cast();
+    // SAFETY: [mapped] resolve checked it; [atomic] all use it so.
+    unsafe { AtomicU64::from_ptr(place.as_ptr()) }
+}
+
+#[test]
+fn what_a_death_at_either_end_of_a_ring_to_the_device_leaves_is_mended() {
+    const OWNER: u64 = 16;
+    const TAKING: u64 = 20;
+    const HEADS: u64 = 48;
+    const CELLS: u64 = 176;
+    // Of the frees and of the blocks.
+    for ring in [0, 1] {
+        let pair = pair(SMALL);
+        let view = words(&pair.elsewhere.host_view().unwrap());
+        let device = Device::load(Language::C).attach(&view).unwrap();
+        let cell = |ticket: u64| word(&pair, CELLS + ring * SMALL.ring_entries + ticket);
+        let head = word(&pair, HEADS + ring * 32);
+        let send = || {
+            let block = device.allocate(64);
+            match ring {
+                // SAFETY: [owned] it was just allocated, and nobody else knows of it.
+                0 => unsafe { pair.arena.free(OffsetPointer::new(block)) },
+                _ => pair.arena.send(OffsetPointer::new(block)),
+            }
+        };
+        let take = || if ring == 0 { device.drain(1) == 1 } else { device.receive().is_some() };
+        send().unwrap();
+        // A process of the host's was killed with the entry made, and not counted.
+        word(&pair, TAKING + ring).store(2, Ordering::Release);
+        cell(1).store(4096, Ordering::Release);
+        assert!(!pair.arena.check().unwrap().violations.is_empty());
+        send().unwrap();
+        assert_eq!(head.load(Ordering::Acquire), 2, "the ring is not taken for full");
+        assert_ne!(cell(1).load(Ordering::Acquire), 4096, "what was not sent is not there");
+        assert!(take() && take() && !take());
+        // The device's owner was killed with the entry taken, and its place not emptied.
+        cell(0).store(4096, Ordering::Release);
+        for _ in 2..SMALL.ring_entries {
+            send().unwrap();
+        }
+        assert!(matches!(send(), Err(ArenaError::Full { .. })), "somebody is reading it");
+        assert!(!pair.arena.check().unwrap().violations.is_empty());
+        // No process has this number and has run since the machine started.
+        word(&pair, OWNER).store(0x3f_ffff << 34 | 1, Ordering::Release);
+        pair.arena.claim().unwrap();
+        pair.assert_sound();
+        for _ in 0..2 {
+            send().unwrap();
+        }
+        while take() {}
+        let report = pair.arena.report().unwrap();
+        assert_eq!((report.frees_to_device, report.blocks_to_device), (0, 0), "{report:?}");
+        pair.assert_sound();
     }
 }
 

@@ -19,13 +19,24 @@ pub struct Drained {
     pub refused: u64,
 }
 
-/// What stands in a place of a ring that the device fills.
+/// What stands in a place of a ring that the device fills. The place itself says so: the device's counter is none that
+/// the host may rely on while device code works.
 enum Place {
     Filled(u64),
     /// The device died before it filled it.
     NeverFilled,
-    /// Not yet, or there is none.
     Empty,
+}
+
+impl Place {
+    fn of(cell: &AtomicU64) -> Self {
+        // ORDER: Acquire pairs with the device's release store of the entry.
+        match cell.load(Ordering::Acquire) {
+            0 => Self::Empty,
+            NEVER_FILLED => Self::NeverFilled,
+            offset => Self::Filled(offset),
+        }
+    }
 }
 
 impl DeviceArena {
@@ -67,12 +78,12 @@ impl DeviceArena {
     /// killed right then leaves it allocated.
     ///
     /// # Errors
-    /// [`ArenaError::Corrupt`] if the ring's counters cannot be.
+    /// If the arena's block is gone, or its lock is not to be had.
     pub fn receive(&self) -> Result<Option<OffsetPointer>, ArenaError> {
         let guard = self.host_end()?;
         loop {
             let (tail, cell) = self.next(&guard, Ring::DeviceBlocks)?;
-            match self.place(Ring::DeviceBlocks, tail, cell)? {
+            match Place::of(cell) {
                 Place::Empty => return Ok(None),
                 Place::NeverFilled => self.take(Ring::DeviceBlocks, tail, cell)?,
                 Place::Filled(offset) => {
@@ -87,7 +98,7 @@ impl DeviceArena {
     /// is killed meanwhile. Any process that has the segment attached may, and some process must every now and then.
     ///
     /// # Errors
-    /// [`ArenaError::Corrupt`] if the ring's counters cannot be; [`ArenaError::Alloc`] if the heap fails.
+    /// [`ArenaError::Alloc`] if the heap fails; [`ArenaError::Lock`] if the host's end is not to be had.
     pub fn drain(&self) -> Result<Drained, ArenaError> {
         let guard = self.host_end()?;
         self.drain_with(&guard)
@@ -99,7 +110,7 @@ impl DeviceArena {
         // Only what is there now: a device that goes on filling keeps nobody here for ever.
         for _ in 0..self.geometry.ring_entries {
             let (tail, cell) = self.next(guard, RING)?;
-            match self.place(RING, tail, cell)? {
+            match Place::of(cell) {
                 Place::Empty => break,
                 Place::NeverFilled => {}
                 Place::Filled(offset) => {
@@ -172,8 +183,14 @@ impl DeviceArena {
                 self.tail(ring)?.store(taking, Ordering::Release);
             }
         }
+        for ring in [Ring::HostFrees, Ring::HostBlocks] {
+            let head = self.head(ring)?.load(Ordering::Relaxed);
+            // One that died was filling the place at the head, which device code does not look at yet: empty again.
+            if self.taking(ring)?.load(Ordering::Acquire) == head.wrapping_add(1) {
+                self.cell(ring, head)?.store(0, Ordering::Release);
+            }
+        }
         if guard.acquired() == Acquired::FromDead {
-            // A ring that the host fills has an entry below its head, or has it not: both are whole.
             guard.mended();
         }
         Ok(guard)
@@ -211,23 +228,19 @@ impl DeviceArena {
     /// Puts an entry into a ring that the host fills.
     fn put(&self, _: &RobustGuard<'_>, ring: Ring, value: u64) -> Result<(), ArenaError> {
         let head = self.head(ring)?.load(Ordering::Relaxed);
-        // ORDER: Acquire pairs with the device's swap: it has read what it took.
-        let waiting = head.wrapping_sub(self.tail(ring)?.load(Ordering::Acquire));
-        let entries = self.geometry.ring_entries;
-        if waiting > entries {
-            return Err(ArenaError::Corrupt {
-                field: "the fill of a ring to the device",
-                found: waiting,
-            });
-        }
-        if waiting == entries {
+        let cell = self.cell(ring, head)?;
+        // ORDER: Acquire pairs with the device's release store: it has read what it took.
+        if cell.load(Ordering::Acquire) != 0 {
             let name = if ring == Ring::HostFrees { "of frees" } else { "of blocks" };
-            return Err(ArenaError::Full { ring: name, entries });
+            return Err(ArenaError::Full { ring: name, entries: self.geometry.ring_entries });
         }
-        self.cell(ring, head)?.store(value, Ordering::Relaxed);
-        // Died here: the entry is beyond the head, and in no ring. A free has not happened then.
+        let next = head.wrapping_add(1);
+        // ORDER: Release for each: who takes the lock of a dead one sees the one before.
+        self.taking(ring)?.store(next, Ordering::Release);
+        cell.store(value, Ordering::Release);
+        // Died here: the entry is beyond the head, and `host_end` takes it back. A free has not happened then.
         // ORDER: Release: whoever sees the head sees the entry, and what was written into the block.
-        self.head(ring)?.store(head.wrapping_add(1), Ordering::Release);
+        self.head(ring)?.store(next, Ordering::Release);
         Ok(())
     }
 
@@ -235,25 +248,6 @@ impl DeviceArena {
     fn next(&self, _: &RobustGuard<'_>, ring: Ring) -> Result<(u64, &AtomicU64), ArenaError> {
         let tail = self.tail(ring)?.load(Ordering::Relaxed);
         Ok((tail, self.cell(ring, tail)?))
-    }
-
-    fn place(&self, ring: Ring, tail: u64, cell: &AtomicU64) -> Result<Place, ArenaError> {
-        let given = self.head(ring)?.load(Ordering::Acquire).wrapping_sub(tail);
-        if given > self.geometry.ring_entries {
-            return Err(ArenaError::Corrupt {
-                field: "the fill of a ring from the device",
-                found: given,
-            });
-        }
-        if given == 0 {
-            return Ok(Place::Empty);
-        }
-        // ORDER: Acquire pairs with the device's release store of the entry.
-        Ok(match cell.load(Ordering::Acquire) {
-            0 => Place::Empty,
-            NEVER_FILLED => Place::NeverFilled,
-            offset => Place::Filled(offset),
-        })
     }
 
     /// Empties a place and goes on behind it.

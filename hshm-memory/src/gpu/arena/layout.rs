@@ -8,7 +8,7 @@ use crate::robust::RobustLock;
 use crate::sync::AtomicU64;
 
 /// The version of arenas. It changes whenever a byte of the layout changes its meaning.
-pub(super) const VERSION: u64 = 1;
+pub(super) const VERSION: u64 = 2;
 /// What an arena begins with, read as a little-endian number.
 pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"hshmGPU1");
 /// What blocks are cut from.
@@ -38,13 +38,14 @@ pub(super) enum Ring {
     DeviceBlocks = 3,
 }
 
-/// A ring's counters, each on lines of its own.
+/// A ring's counters, each on lines of its own. The host's are for both sides to see. The device's are for itself:
+/// the host looks at them only where no device code is at work, or to tell about how many entries there are.
 #[repr(C)]
 pub(super) struct RingWords {
     /// The filling side's: places that it filled (the host), or gave out (the device).
     pub(super) head: AtomicU64,
     _pad0: [AtomicU64; 15],
-    /// The emptying side's: places that it emptied.
+    /// The emptying side's: places that it emptied (the host), or gave out to be (the device).
     pub(super) tail: AtomicU64,
     _pad1: [AtomicU64; 15],
 }
@@ -78,7 +79,8 @@ pub(super) struct Header {
     pub(super) refused: AtomicU64,
     /// Held by whoever is at the host's end of any ring.
     pub(super) lock: RobustLock,
-    /// For the rings that the device fills: the tail that there is once what stands at it was taken.
+    /// The counter of the host's that there is once what it is about is done: the tail of a ring that it empties, the
+    /// head of one that it fills.
     pub(super) taking: [AtomicU64; RINGS],
     _pad1: [AtomicU64; 8],
     /// The device's: for each class the chunk that had room last.

@@ -66,6 +66,9 @@ impl DeviceArena {
             settled.unfinished += self.close_gaps(ring)?;
         }
         settled.own_blocks_freed = self.apply_frees()?;
+        for ring in [Ring::HostFrees, Ring::HostBlocks] {
+            self.clear_taken(ring)?;
+        }
         settled.miscounted = self.recount()?;
         settled.host_blocks_freed = self.drain_with(guard)?.freed;
         Ok(settled)
@@ -77,6 +80,9 @@ impl DeviceArena {
         let given = head.load(Ordering::Acquire).wrapping_sub(tail);
         if given > self.geometry.ring_entries {
             // No counter that device code leaves; what the ring held cannot be told.
+            for cell in self.cells(ring)? {
+                cell.store(0, Ordering::Release);
+            }
             head.store(tail, Ordering::Release);
             return Ok(0);
         }
@@ -117,6 +123,22 @@ impl DeviceArena {
             tail.store(ticket.wrapping_add(1), Ordering::Release);
         }
         Ok(freed)
+    }
+
+    /// Empties the places of a ring to the device that were taken: whoever took the last ones died before making
+    /// them zero.
+    fn clear_taken(&self, ring: Ring) -> Result<(), ArenaError> {
+        let (head, tail) = (self.head(ring)?.load(Ordering::Acquire), self.tail(ring)?);
+        let mut waiting = head.wrapping_sub(tail.load(Ordering::Acquire));
+        if waiting > self.geometry.ring_entries {
+            // No counter that device code leaves; what the ring held cannot be told.
+            tail.store(head, Ordering::Release);
+            waiting = 0;
+        }
+        for ticket in 0..self.geometry.ring_entries - waiting {
+            self.cell(ring, head.wrapping_add(ticket))?.store(0, Ordering::Release);
+        }
+        Ok(())
     }
 
     /// Makes the chunks' counts anew from their bits.
@@ -207,9 +229,14 @@ impl DeviceArena {
         for ring in [Ring::HostFrees, Ring::HostBlocks, Ring::DeviceFrees, Ring::DeviceBlocks] {
             let tail = self.tail(ring)?.load(Ordering::Acquire);
             let waiting = self.head(ring)?.load(Ordering::Acquire).wrapping_sub(tail);
-            if waiting > self.geometry.ring_entries {
+            let full = self.cells(ring)?.iter().filter(|cell| cell.load(Ordering::Acquire) != 0);
+            let full = full.count() as u64;
+            if waiting != full {
                 let at = self.offset.offset_bytes() + self.cells_at(ring);
-                broken(at, format!("a ring holds {waiting} entries"));
+                broken(
+                    at,
+                    format!("a ring counts {waiting} entries, and {full} of its places are full"),
+                );
             }
         }
         (report.pages, report.allocated_blocks, report.allocated_bytes) =
