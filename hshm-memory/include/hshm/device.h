@@ -116,6 +116,15 @@ HSHM_REGISTER(nctaid)
 /* Gives other threads of the multiprocessor a turn. */
 HSHM_FUNCTION void hshm_yield(void) { asm volatile("nanosleep.u32 20;"); }
 
+/* Waits after an atomic operation that failed the given number of times before, since others were faster: longer each
+ * time, to about four microseconds, and not all threads for as long. Over PCIe one takes about a microsecond, and
+ * those on one word follow one another. */
+HSHM_FUNCTION void hshm_pause(hshm_u32 failed) {
+    hshm_u32 most = 32u << (failed < 6 ? failed : 6);
+    hshm_u32 thread = (hshm_u32)(HSHM_GROUP('x') * 61 + HSHM_THREAD('x'));
+    asm volatile("nanosleep.u32 %0;" : : "r"(most + thread * 37 % most));
+}
+
 /* Waits for at least that long. The instruction may return early, so the clock is asked. */
 HSHM_FUNCTION void hshm_sleep_us(hshm_u64 microseconds) {
     hshm_u64 began, now;
@@ -166,6 +175,13 @@ HSHM_FUNCTION hshm_u64 hshm_add_device(hshm_u64 *word, hshm_u64 value) {
 /* Gives other threads of the compute unit a turn. */
 HSHM_FUNCTION void hshm_yield(void) { __builtin_amdgcn_s_sleep(1); }
 
+/* Waits after an atomic operation that failed that often before, as with CUDA. */
+HSHM_FUNCTION void hshm_pause(hshm_u32 failed) {
+    hshm_u32 most = 1u << (failed < 6 ? failed : 6);
+    hshm_u32 thread = (hshm_u32)(HSHM_GROUP('x') * 61 + HSHM_THREAD('x'));
+    for (hshm_u32 i = thread * 37 % most; i <= most; i++) __builtin_amdgcn_s_sleep(1);
+}
+
 /* Waits for at least that long, up to a clock of 3 GHz: 47 times 64 cycles are a microsecond there. */
 HSHM_FUNCTION void hshm_sleep_us(hshm_u64 microseconds) {
     for (hshm_u64 i = 0; i < microseconds; i++) __builtin_amdgcn_s_sleep(47);
@@ -195,6 +211,9 @@ static inline hshm_u64 hshm_host_thread(void) {
 }
 #define HSHM_THREAD(axis) ((axis) == 'x' ? hshm_host_thread() : 0)
 HSHM_FUNCTION void hshm_yield(void) { sched_yield(); }
+HSHM_FUNCTION void hshm_pause(hshm_u32 failed) {
+    if (failed > 3) sched_yield();
+}
 HSHM_FUNCTION void hshm_sleep_us(hshm_u64 microseconds) {
     struct timespec left;
     left.tv_sec = (time_t)(microseconds / 1000000);
@@ -204,6 +223,7 @@ HSHM_FUNCTION void hshm_sleep_us(hshm_u64 microseconds) {
 #else
 #define HSHM_THREAD(axis) ((hshm_u64)0)
 HSHM_FUNCTION void hshm_yield(void) {}
+HSHM_FUNCTION void hshm_pause(hshm_u32) {}
 HSHM_FUNCTION void hshm_sleep_us(hshm_u64) {}
 #endif
 #define HSHM_THREADS(axis) ((hshm_u64)1)
@@ -229,7 +249,6 @@ typedef struct hshm_storage {
     hshm_u64 threads;
 } hshm_storage;
 
-/* Makes a key, for all threads, with this thread's value. 0 if there are no more. */
 HSHM_FUNCTION hshm_u64 *hshm_storage_place(const hshm_storage *storage, hshm_u64 key) {
     hshm_u64 thread = hshm_thread_id();
     if (key >= storage->keys || thread >= storage->threads) return 0;
@@ -245,6 +264,7 @@ HSHM_FUNCTION void *hshm_storage_get(const hshm_storage *storage, hshm_u64 key) 
     hshm_u64 *place = hshm_storage_place(storage, key);
     return place ? (void *)*place : (void *)0;
 }
+/* Makes a key, for all threads, with this thread's value. 0 if there are no more. */
 HSHM_FUNCTION int hshm_storage_create(const hshm_storage *storage, hshm_u64 *key, void *value) {
     hshm_u64 made = hshm_add_device(storage->words, 1);
     if (made >= storage->keys) return 0;
@@ -401,12 +421,14 @@ HSHM_FUNCTION hshm_u64 *hshm_cell(const hshm_heap *heap, int ring, hshm_u64 tick
 HSHM_FUNCTION int hshm_push(const hshm_heap *heap, int ring, hshm_u64 value) {
     hshm_ring *words = &heap->arena->rings[ring];
     hshm_u64 ticket = hshm_load_device(&words->head);
+    hshm_u32 failed = 0;
     for (;;) {
         /* Acquire: what the host emptied, it has read and made zero. */
         if (ticket - hshm_load_system(&words->tail) >= heap->ring_entries) return 0;
         hshm_u64 found = hshm_swap_if_device(&words->head, ticket, ticket + 1);
         if (found == ticket) break;
         ticket = found;
+        hshm_pause(failed++);
     }
     /* Died here: a place is given out, and never filled. Who takes the arena over skips it. */
     hshm_store_system(hshm_cell(heap, ring, ticket), value);
@@ -417,6 +439,7 @@ HSHM_FUNCTION int hshm_push(const hshm_heap *heap, int ring, hshm_u64 value) {
 HSHM_FUNCTION hshm_u64 hshm_pop(const hshm_heap *heap, int ring) {
     hshm_ring *words = &heap->arena->rings[ring];
     hshm_u64 ticket = hshm_load_device(&words->tail);
+    hshm_u32 failed = 0;
     for (;;) {
         hshm_u64 there = hshm_load_system(&words->head) - ticket;
         if (there == 0 || there > heap->ring_entries) return 0;
@@ -430,6 +453,7 @@ HSHM_FUNCTION hshm_u64 hshm_pop(const hshm_heap *heap, int ring) {
             return value;
         }
         ticket = found;
+        hshm_pause(failed++);
     }
 }
 
@@ -443,25 +467,30 @@ HSHM_FUNCTION hshm_u64 hshm_pop(const hshm_heap *heap, int ring) {
 /* Counts a block off that was reserved; the chunk is free for any class after the last one. */
 HSHM_FUNCTION void hshm_count_off(hshm_chunk *chunk) {
     hshm_u64 word = hshm_load_device(&chunk->word);
+    hshm_u32 failed = 0;
     while (HSHM_COUNT(word) != 0) {
         hshm_u64 next = HSHM_COUNT(word) == 1 ? 0 : word - 1;
         hshm_u64 found = hshm_swap_if_device(&chunk->word, word, next);
         if (found == word) return;
         word = found;
+        hshm_pause(failed++);
     }
 }
 
-/* Takes a bit of a chunk in which one is reserved. -1 if others were always faster. */
+/* Takes a bit of a chunk in which one is reserved. -1 if others were always faster. The seed, which differs between
+ * threads, says where to look first, so that those who come at once do not all want the same bit. */
 HSHM_FUNCTION long hshm_take_bit(hshm_chunk *chunk, hshm_u64 class_, hshm_u64 seed) {
     hshm_u64 blocks = HSHM_BLOCKS(class_);
     hshm_u64 words = (blocks + 63) / 64;
     hshm_u64 mask = blocks >= 64 ? ~0ull : (1ull << blocks) - 1;
+    hshm_u64 first = ~0ull << (seed / words % 64);
     for (int pass = 0; pass < 64; pass++) {
         for (hshm_u64 i = 0; i < words; i++) {
             hshm_u64 at = (i + seed) % words;
             hshm_u64 room = ~hshm_load_device(&chunk->bits[at]) & mask;
             while (room) {
-                hshm_u64 bit = room & (0 - room);
+                hshm_u64 from = room & first ? room & first : room;
+                hshm_u64 bit = from & (0 - from);
                 hshm_u64 before = hshm_or_device(&chunk->bits[at], bit);
                 if (!(before & bit)) {
                     int number = 0;
@@ -513,6 +542,7 @@ HSHM_FUNCTION hshm_u64 hshm_allocate_class(const hshm_heap *heap, hshm_u64 class
         hshm_u64 at = (hint % heap->chunks + i) % heap->chunks;
         hshm_chunk *chunk = heap->table + at;
         hshm_u64 word = hshm_load_device(&chunk->word);
+        hshm_u32 failed = 0;
         for (;;) {
             hshm_u64 next;
             if (word == 0) next = HSHM_ONE_OF(class_) | 1;
@@ -521,6 +551,7 @@ HSHM_FUNCTION hshm_u64 hshm_allocate_class(const hshm_heap *heap, hshm_u64 class
             hshm_u64 found = hshm_swap_if_device(&chunk->word, word, next);
             if (found != word) {
                 word = found;
+                hshm_pause(failed++);
                 continue;
             }
             /* Died here: a block is counted that no bit marks. */
