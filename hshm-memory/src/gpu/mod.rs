@@ -106,7 +106,8 @@ pub struct DeviceInfo {
     /// Its own memory, in bytes.
     pub memory_bytes: u64,
     /// Whether it and the processors may both do atomic read-modify-write on a word of the host's
-    /// memory, as over NVLink, and not over PCIe; `None` if the driver has no dependable way to ask.
+    /// memory, as the driver says: as over NVLink, and not over PCIe. AMD's says so too where PCIe passes on the few
+    /// such operations that it has: compare-and-swap, swap and addition. `None` if the driver does not tell.
     pub host_native_atomics: Option<bool>,
 }
 

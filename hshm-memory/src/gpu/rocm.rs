@@ -25,6 +25,9 @@ const NAMES: [&str; 4] =
 /// another in newer ones, and is never passed.
 const REGISTER_FLAGS: c_uint = 1 | 2;
 
+/// `hipDeviceAttributeHostNativeAtomicSupported`: 15 in the headers of 5.2 as in those of 7.
+const HOST_NATIVE_ATOMICS: c_int = 15;
+
 /// The release from which on its structures for a device's own memory are CUDA's.
 const HIP_6: c_int = 60_000_000;
 /// And that from which on it takes a descriptor by its value, as CUDA does. Before, it takes the address of one:
@@ -54,6 +57,15 @@ macro_rules! functions {
             use hip_sys::hiprt as sys;
             const _: () = assert!(size_of::<sys::hipError_t>() == size_of::<Status>());
             $(const _: unsafe extern "C" fn($($argument),*) -> sys::hipError_t = sys::$symbol;)*
+            // Its attribute parameter is an enumeration there, and an integer here.
+            type Attribute = sys::hipDeviceAttribute_t;
+            const _: unsafe extern "C" fn(*mut c_int, Attribute, c_int) -> sys::hipError_t =
+                sys::hipDeviceGetAttribute;
+            const _: () = assert!(size_of::<Attribute>() == size_of::<c_int>());
+            const _: () = assert!(
+                Attribute::hipDeviceAttributeHostNativeAtomicSupported as c_int
+                    == HOST_NATIVE_ATOMICS
+            );
         }
     };
 }
@@ -71,10 +83,13 @@ functions! {
     host_get_device_pointer = hipHostGetDevicePointer(*mut *mut c_void, *mut c_void, c_uint);
 }
 
+type DeviceGetAttribute = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> Status;
+
 #[derive(Debug)]
 struct RocmDriver {
     library: DriverLibrary,
     api: Api,
+    device_get_attribute: DeviceGetAttribute,
     /// Looked up when first needed: an older driver serves without.
     vmm: OnceLock<Vmm>,
 }
@@ -92,9 +107,11 @@ fn look() -> Result<RocmDriver, GpuError> {
         None => usual()?,
     };
     let api = Api::of(&library)?;
+    // SAFETY: [ffi] the type is that of the function of this name in hip_runtime_api.h.
+    let device_get_attribute = unsafe { library.symbol("hipDeviceGetAttribute") }?;
     // SAFETY: [ffi] may be called at any time; 0 is the only flag.
     done(VENDOR, "hipInit", unsafe { (api.init)(0) })?;
-    Ok(RocmDriver { library, api, vmm: OnceLock::new() })
+    Ok(RocmDriver { library, api, device_get_attribute, vmm: OnceLock::new() })
 }
 
 /// The library by the first of its usual names that there is.
@@ -201,8 +218,13 @@ impl Driver for RocmDriver {
         // SAFETY: [ffi] the answer is stored in a local.
         let status = unsafe { (self.api.device_total_mem)(&raw mut bytes, ordinal) };
         done(VENDOR, "hipDeviceTotalMem", status)?;
-        // hipDeviceAttributeHostNativeAtomicSupported has another number in each major release.
-        Ok(DeviceInfo { name: text(&name), memory_bytes: bytes as u64, host_native_atomics: None })
+        let mut atomics = 0;
+        // SAFETY: [ffi] any number may be asked for; the answer is stored in a local.
+        let status =
+            unsafe { (self.device_get_attribute)(&raw mut atomics, HOST_NATIVE_ATOMICS, ordinal) };
+        // Releases before 6 know the attribute, and refuse to tell.
+        let host_native_atomics = (status == code::SUCCESS).then_some(atomics != 0);
+        Ok(DeviceInfo { name: text(&name), memory_bytes: bytes as u64, host_native_atomics })
     }
 
     /// HIP makes what a device needs when it is first selected, and keeps it.

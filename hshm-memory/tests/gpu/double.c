@@ -444,6 +444,12 @@ EXPORT hipDeviceGetName(char *name, int len, int device) {
     return 0;
 }
 EXPORT hipDeviceTotalMem(size_t *bytes, int device) { FAIL_IF_TOLD; (void)device; *bytes = (size_t)1 << 34; return 0; }
+EXPORT hipDeviceGetAttribute(int *value, int attribute, int device) {
+    FAIL_IF_TOLD;
+    *value = device == 1;
+    /* hipDeviceAttributeHostNativeAtomicSupported, which older releases do not tell. */
+    return attribute == 15 && version() >= 60000000 ? 0 : INVALID_VALUE;
+}
 EXPORT hipHostRegister(void *pointer, size_t bytes, unsigned flags) { FAIL_IF_TOLD; return add(pointer, bytes, flags); }
 #ifndef LACKS_UNREGISTER
 EXPORT hipHostUnregister(void *pointer) { FAIL_IF_TOLD; return take(pointer); }
