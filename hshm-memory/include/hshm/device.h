@@ -30,7 +30,8 @@
  * word before its bit is set, and the bit is cleared before the word counts it off: there are never more bits than
  * the word counts, so a process that is killed leaves a bitmap that is true, and a count to be made anew from it.
  *
- * The header needs no standard header of a device's compiler. CUDA needs sm_70 or newer.
+ * The header needs no standard header of a device's compiler. CUDA needs sm_70 or newer. AMD's devices need a way to the
+ * host that passes on PCIe's atomic operations, or better.
  */
 #ifndef HSHM_DEVICE_H
 #define HSHM_DEVICE_H
@@ -154,11 +155,19 @@ HSHM_FUNCTION hshm_u64 hshm_swap_if_device(hshm_u64 *word, hshm_u64 expected, hs
                                          __HIP_MEMORY_SCOPE_AGENT);
     return expected;
 }
+/* AMD's devices modify memory of the host's by PCIe's own atomic operations, which are compare-and-swap, swap and
+ * addition. Others have no effect there, so these are made of the first. */
 HSHM_FUNCTION hshm_u64 hshm_or_device(hshm_u64 *word, hshm_u64 bits) {
-    return __hip_atomic_fetch_or(word, bits, __ATOMIC_ACQ_REL, __HIP_MEMORY_SCOPE_AGENT);
+    hshm_u64 found = __hip_atomic_load(word, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+    while (!__hip_atomic_compare_exchange_strong(word, &found, found | bits, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE,
+                                                 __HIP_MEMORY_SCOPE_AGENT)) {}
+    return found;
 }
 HSHM_FUNCTION hshm_u64 hshm_and_device(hshm_u64 *word, hshm_u64 bits) {
-    return __hip_atomic_fetch_and(word, bits, __ATOMIC_ACQ_REL, __HIP_MEMORY_SCOPE_AGENT);
+    hshm_u64 found = __hip_atomic_load(word, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
+    while (!__hip_atomic_compare_exchange_strong(word, &found, found & bits, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE,
+                                                 __HIP_MEMORY_SCOPE_AGENT)) {}
+    return found;
 }
 HSHM_FUNCTION hshm_u64 hshm_add_device(hshm_u64 *word, hshm_u64 value) {
     return __hip_atomic_fetch_add(word, value, __ATOMIC_ACQ_REL, __HIP_MEMORY_SCOPE_AGENT);
