@@ -1,6 +1,7 @@
 //! Finding a driver's library, and its functions.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::{OsString, c_int};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -65,7 +66,10 @@ impl DriverLibrary {
 /// Opens a library for good.
 pub(super) fn open(name: &OsString) -> Result<&'static Library, String> {
     // SAFETY: [ffi] the library's initialisers run: those of a driver, or of what the user names as one.
-    let library = unsafe { Library::new(name) }.map_err(|error| error.to_string())?;
+    let library = unsafe { Library::new(name) }.map_err(|error| {
+        // The error itself says no more than that it failed.
+        error.source().map_or_else(|| error.to_string(), ToString::to_string)
+    })?;
     Ok(Box::leak(Box::new(library)))
 }
 
