@@ -7,6 +7,8 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
 use super::library::{DriverLibrary, Status, done};
 use super::{GpuError, GpuVendor};
 
@@ -145,6 +147,8 @@ impl Vmm {
         exported?;
         // SAFETY: [owned] the driver made the descriptor for its caller.
         let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+        // A program that is executed would keep the memory, were the driver to leave it open for those.
+        let _ = fcntl(&descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC));
         call!(self, "MemRelease", status)?;
         Ok((descriptor, whole))
     }

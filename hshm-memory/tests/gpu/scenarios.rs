@@ -9,6 +9,7 @@ use hshm_memory::gpu::{self, DeviceBuffer, DeviceMemory, DevicePiece, GpuError, 
 use hshm_memory::{
     AllocatorId, Backend, BackendError, BackendKind, InitBackend, InitOptions, ThreadLocalAllocator,
 };
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 const MIB: u64 = 1 << 20;
 /// Where the double's addresses on the device are, from the host's.
@@ -285,6 +286,8 @@ fn own_memory(vendor: GpuVendor) {
     for (offset, len) in [(2 * UNIT, 1), (0, 2 * UNIT + 1), (u64::MAX, 2)] {
         assert_eq!(first.device_address(offset, len), None);
     }
+    let flags = fcntl(first.fd(), FcntlArg::F_GETFD).unwrap();
+    assert_eq!(flags, FdFlag::FD_CLOEXEC.bits(), "programs that are executed have it");
     let copy = || first.fd().try_clone_to_owned().unwrap();
     let second = DeviceBuffer::from_fd(vendor, 0, copy(), 2 * UNIT).unwrap();
     assert_ne!(first.address(), second.address());
