@@ -3,6 +3,7 @@
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use hshm_memory::backend::{CudaShmMmap, RocmShmMmap};
 use hshm_memory::gpu::GpuVendor;
@@ -23,6 +24,13 @@ pub(crate) enum Word {
     Wrong = 3,
     Refused = 4,
     Left = 5,
+}
+
+/// What the host tells kernels by the first of them. Before that it is zero, and they go on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Phase {
+    NothingNew = 1,
+    End = 2,
 }
 
 /// A name that goes away in the end.
@@ -91,9 +99,9 @@ impl Bench {
         self.word_at(word as u64).load(Ordering::Acquire)
     }
 
-    /// Tells kernels that it is over.
-    pub(crate) fn end(&self) {
-        self.word_at(Word::Over as u64).store(1, Ordering::Release);
+    /// Tells kernels how far it is.
+    pub(crate) fn tell(&self, phase: Phase) {
+        self.word_at(Word::Over as u64).store(phase as u64, Ordering::Release);
     }
 
     /// What kernels are given.
@@ -108,9 +116,16 @@ impl Bench {
     pub(crate) fn run(&self, gpu: &Gpu, name: &str, groups: u32, threads: u32, words: &[u64]) {
         let before = self.read(Word::Left);
         gpu.start(name, groups, threads, &self.kit(words));
-        gpu.wait();
+        gpu.wait(name);
         assert_eq!(self.read(Word::Left) - before, u64::from(groups * threads), "{name}");
         assert_eq!(self.read(Word::Wrong), 0, "{name}");
+    }
+
+    /// What is needed to run kernels that move much, on so many threads.
+    pub(crate) fn sweep<'a>(&'a self, gpu: &'a Gpu, groups: u32, threads: u32) -> Sweep<'a> {
+        let all = u64::from(groups * threads);
+        let (said, words) = self.block(all);
+        Sweep { bench: self, gpu, groups, threads, said, words }
     }
 
     /// A block of the heap's as words that kernels read and write.
@@ -135,6 +150,42 @@ impl Bench {
         assert_eq!(report.refused_frees, 0, "{report:?}");
         assert_eq!(self.heap.report().allocated_blocks, 2);
         self.assert_sound();
+    }
+}
+
+/// A grid whose threads each have a word for what they have to say.
+pub(crate) struct Sweep<'a> {
+    bench: &'a Bench,
+    gpu: &'a Gpu,
+    groups: u32,
+    threads: u32,
+    said: OffsetPointer,
+    words: *mut u64,
+}
+
+impl Sweep<'_> {
+    /// Runs a kernel over `count` words at an offset or an address: what the threads said, added up, and how long it took,
+    /// in seconds.
+    pub(crate) fn run(&self, kernel: &str, at: u64, count: u64, value: u64) -> (u64, f64) {
+        let all = u64::from(self.groups * self.threads);
+        let len = usize::try_from(all).unwrap();
+        // SAFETY: [owned] no kernel is at work, and the block is as long.
+        unsafe { self.words.write_bytes(0, len) };
+        let kit = self.bench.kit(&[at, count, all, value, self.said.offset_bytes()]);
+        let started = Instant::now();
+        self.gpu.start(kernel, self.groups, self.threads, &kit);
+        self.gpu.wait(kernel);
+        let seconds = started.elapsed().as_secs_f64();
+        // SAFETY: [owned] as above, again.
+        let said = (0..len).map(|at| unsafe { self.words.wrapping_add(at).read() });
+        (said.fold(0, u64::wrapping_add), seconds)
+    }
+}
+
+impl Drop for Sweep<'_> {
+    fn drop(&mut self) {
+        // SAFETY: [owned] no kernel is at work.
+        let _ = unsafe { self.bench.heap.free(self.said) };
     }
 }
 

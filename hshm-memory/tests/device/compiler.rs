@@ -1,4 +1,5 @@
-//! Compiling the kernels when they are needed: by the vendor's library for that, by clang, or for a double.
+//! Compiling the kernels when they are needed: by the vendor's library for that, by clang, or for a double. Or they were
+//! compiled before, on another machine.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -137,6 +138,22 @@ impl RuntimeCompiler {
     }
 }
 
+/// Names a file with the kernels, for the driver to load: as `tests/arena/compile` writes them, say.
+pub(crate) const READY: &str = "HSHM_KERNELS";
+
+/// The kernels that the user has ready.
+///
+/// # Errors
+/// Why the file that is named cannot be read, or that none is.
+pub(crate) fn ready() -> Result<Vec<u8>, String> {
+    let file = env::var_os(READY).ok_or_else(|| format!("{READY} is not set"))?;
+    let mut found =
+        fs::read(&file).map_err(|error| format!("{READY}={}: {error}", file.display()))?;
+    // PTX is taken as a string.
+    found.push(0);
+    Ok(found)
+}
+
 /// The kernels by clang, for an architecture such as `sm_70` or `gfx90a`.
 ///
 /// # Errors
@@ -148,7 +165,10 @@ pub(crate) fn by_clang(vendor: GpuVendor, architecture: &str) -> Result<Vec<u8>,
     let mut command = Command::new(&clang);
     command.args(["-O2", "--cuda-device-only", &include()]).arg("-o").arg(&product);
     match vendor {
-        GpuVendor::Cuda => command.args(["-x", "cuda", "-nocudainc", "-nocudalib", "-S"]),
+        // Left to itself it says PTX 6.0 for sm_70, in which there is no nanosleep.
+        GpuVendor::Cuda => {
+            command.args(["-x", "cuda", "-nocudainc", "-nocudalib", "-S", "--cuda-feature=+ptx63"])
+        }
         GpuVendor::Rocm => command.args(["-x", "hip", "-nogpuinc", "-nogpulib"]),
     };
     command.arg(match vendor {

@@ -13,8 +13,11 @@ typedef struct kit {
     hshm_u64 words[7];
 } kit;
 
-/* What the board's words are. The host stores the first, the device's threads modify the rest. */
+/* What the board's words are. The host stores the first, the device's threads modify the rest: each few times, since
+ * over PCIe that takes long. What kernels that move much have to say is in a block with a word for each thread. */
 enum { OVER = 0, SENT = 1, FREED = 2, WRONG = 3, REFUSED = 4, LEFT = 5, BOARD_BYTES = 64 };
+/* What the host stores: go on; make nothing new; end. */
+enum { GO_ON = 0, NOTHING_NEW = 1, END = 2 };
 
 #ifdef HSHM_HOST
 /* The double says where an address of its devices is for its threads; 0 if nowhere. */
@@ -82,14 +85,14 @@ KERNEL(turn_over) {
     hshm_add_device(&board[LEFT], 1);
 }
 
-/* Each thread sends words[0] blocks, and frees what it receives, until the host says that it is over. */
+/* Each thread sends up to words[0] blocks, and frees what it receives, until the host says that it is over. */
 KERNEL(exchange) {
     hshm_heap heap;
     hshm_u64 *board = start(&heap, k);
     if (!board) return;
-    hshm_u64 sent = 0, unsent = 0, unfreed = 0;
-    while (!hshm_load_system(&board[OVER]) || unfreed) {
-        if (!unsent && sent < k->words[0]) {
+    hshm_u64 sent = 0, freed = 0, wrong = 0, unsent = 0, unfreed = 0, phase;
+    while ((phase = hshm_load_system(&board[OVER])) < END || unfreed) {
+        if (phase == GO_ON && !unsent && sent < k->words[0]) {
             hshm_u64 count = 2 + (sent * 7 + hshm_thread_id()) % 150;
             unsent = hshm_allocate(&heap, count * 8);
             if (unsent) fill((hshm_u64 *)hshm_resolve(&heap, unsent, count * 8), unsent, count);
@@ -97,17 +100,19 @@ KERNEL(exchange) {
         if (unsent && hshm_send(&heap, unsent)) {
             unsent = 0;
             sent++;
-            hshm_add_device(&board[SENT], 1);
         }
-        if (!unfreed && (unfreed = hshm_receive(&heap)) && !is_whole(&heap, unfreed)) hshm_add_device(&board[WRONG], 1);
+        if (!unfreed && (unfreed = hshm_receive(&heap)) && !is_whole(&heap, unfreed)) wrong++;
         if (unfreed && hshm_free(&heap, unfreed)) {
             unfreed = 0;
-            hshm_add_device(&board[FREED], 1);
+            freed++;
         }
         hshm_drain(&heap, 4);
         hshm_yield();
     }
-    if (unsent && !hshm_free(&heap, unsent)) hshm_add_device(&board[WRONG], 1);
+    if (unsent && !hshm_free(&heap, unsent)) wrong++;
+    hshm_add_device(&board[SENT], sent);
+    hshm_add_device(&board[FREED], freed);
+    if (wrong) hshm_add_device(&board[WRONG], wrong);
     hshm_add_device(&board[LEFT], 1);
 }
 
@@ -120,63 +125,120 @@ KERNEL(drain) {
     hshm_add_device(&board[LEFT], 1);
 }
 
-/* Each thread allocates and frees words[0] blocks of words[1] bytes, with four in hand. */
+/* Each thread allocates and frees blocks of words[0] bytes, with four in hand, until the host says that it is over, and
+ * tells how many. */
 KERNEL(churn) {
     hshm_heap heap;
     hshm_u64 *board = start(&heap, k);
     if (!board) return;
-    hshm_u64 kept[4] = {0, 0, 0, 0}, refused = 0;
-    for (hshm_u64 round = 0; round < k->words[0] + 4; round++) {
+    hshm_u64 kept[4] = {0, 0, 0, 0}, refused = 0, wrong = 0, round = 0;
+    int is_over = 0;
+    for (hshm_u64 last = ~0ull; round < last; round++) {
+        /* The host's word is looked at seldom: that takes as long as an allocation. */
+        if (!is_over && round % 8 == 0 && hshm_load_system(&board[OVER]) != GO_ON) {
+            is_over = 1;
+            last = round + 4;
+        }
         hshm_u64 *place = &kept[round % 4];
         if (*place) {
             hshm_u64 *words = (hshm_u64 *)hshm_resolve(&heap, *place, 16);
-            if (words[0] != *place || !hshm_free(&heap, *place)) hshm_add_device(&board[WRONG], 1);
+            if (words[0] != *place || !hshm_free(&heap, *place)) wrong++;
         }
-        *place = round < k->words[0] ? hshm_allocate(&heap, k->words[1]) : 0;
+        *place = is_over ? 0 : hshm_allocate(&heap, k->words[0]);
         if (*place) *(hshm_u64 *)hshm_resolve(&heap, *place, 16) = *place;
-        else if (round < k->words[0]) refused++;
+        else if (!is_over) refused++;
     }
+    hshm_add_device(&board[SENT], round - 4);
     if (refused) hshm_add_device(&board[REFUSED], refused);
-    hshm_add_device(&board[LEFT], 1);
-}
-
-/* Adds up words[1] words from the offset words[0] on, words[2] threads together. */
-KERNEL(read_all) {
-    hshm_heap heap;
-    hshm_u64 *board = start(&heap, k);
-    if (!board) return;
-    const hshm_u64 *from = (const hshm_u64 *)hshm_resolve(&heap, k->words[0], k->words[1] * 8);
-    hshm_u64 sum = 0;
-    for (hshm_u64 i = hshm_thread_id() % k->words[2]; from && i < k->words[1]; i += k->words[2]) sum += from[i];
-    hshm_add_device(&board[SENT], sum);
-    hshm_add_device(&board[LEFT], 1);
-}
-
-/* Stores in each of words[1] words, from the offset words[0] on, its number and words[3]. */
-KERNEL(write_all) {
-    hshm_heap heap;
-    hshm_u64 *board = start(&heap, k);
-    if (!board) return;
-    hshm_u64 *to = (hshm_u64 *)hshm_resolve(&heap, k->words[0], k->words[1] * 8);
-    for (hshm_u64 i = hshm_thread_id() % k->words[2]; to && i < k->words[1]; i += k->words[2]) to[i] = i + k->words[3];
-    hshm_add_device(&board[LEFT], 1);
-}
-
-/* The same in the device's own memory, words[1] words at the address words[0]. */
-KERNEL(write_own) {
-    hshm_heap heap;
-    hshm_u64 *board = start(&heap, k), *to = MEMORY(k->words[0]);
-    if (!board || !to) return;
-    for (hshm_u64 i = hshm_thread_id() % k->words[2]; i < k->words[1]; i += k->words[2]) to[i] = i + k->words[3];
-    hshm_add_device(&board[LEFT], 1);
-}
-
-/* Counts on the board which of them are not as write_own leaves them. */
-KERNEL(check_own) {
-    hshm_heap heap;
-    hshm_u64 *board = start(&heap, k), *from = MEMORY(k->words[0]), wrong = 0;
-    if (!board || !from) return;
-    for (hshm_u64 i = hshm_thread_id() % k->words[2]; i < k->words[1]; i += k->words[2]) wrong += from[i] != i + k->words[3];
     if (wrong) hshm_add_device(&board[WRONG], wrong);
     hshm_add_device(&board[LEFT], 1);
+}
+
+/* What a device's threads have: each stores its number, and one, in words[2] words from the offset words[0] on; keeps what
+ * is its own in storage at the offset words[1], which has room for words[4] keys of words[3] threads; and sleeps for
+ * words[5] microseconds. Counts on the board how many keys were made. */
+KERNEL(threads) {
+    hshm_heap heap;
+    hshm_u64 *board = start(&heap, k), key, wrong = 0, self = hshm_thread_id();
+    if (!board) return;
+    hshm_u64 *numbers = (hshm_u64 *)hshm_resolve(&heap, k->words[0], k->words[2] * 8);
+    hshm_storage storage;
+    storage.keys = k->words[4];
+    storage.threads = k->words[3];
+    storage.words = (hshm_u64 *)hshm_resolve(&heap, k->words[1], (1 + storage.keys * storage.threads) * 8);
+    if (!numbers || !storage.words) return;
+    numbers[self % k->words[2]] = self + 1;
+    if (hshm_storage_create(&storage, &key, numbers + self)) {
+        hshm_add_device(&board[SENT], 1);
+        wrong += hshm_storage_get(&storage, key) != (void *)(numbers + self);
+    }
+    for (key = 0; key < storage.keys; key++) wrong += !hshm_storage_set(&storage, key, numbers + self + key);
+    hshm_sleep_us(k->words[5]);
+    hshm_yield();
+    for (key = 0; key < storage.keys; key++) wrong += hshm_storage_get(&storage, key) != (void *)(numbers + self + key);
+    wrong += hshm_storage_get(&storage, storage.keys) != 0;
+    if (wrong) hshm_add_device(&board[WRONG], wrong);
+    hshm_add_device(&board[LEFT], 1);
+}
+
+/* The rest move words[1] words, words[2] threads together, and each thread stores what it has to say in its word of those
+ * from the offset words[4] on. */
+typedef struct part {
+    hshm_u64 first, end, step;
+    hshm_u64 *said; /* null if something is not there */
+} part;
+
+HSHM_FUNCTION part part_of(const hshm_heap *heap, const kit *k) {
+    part own;
+    own.first = hshm_thread_id() % k->words[2];
+    own.end = k->words[1];
+    own.step = k->words[2];
+    own.said = (hshm_u64 *)hshm_resolve(heap, k->words[4], k->words[2] * 8);
+    if (own.said) own.said += own.first;
+    return own;
+}
+
+/* Adds up the words from the offset words[0] on. */
+KERNEL(read_all) {
+    hshm_heap heap;
+    if (!start(&heap, k)) return;
+    part own = part_of(&heap, k);
+    const hshm_u64 *from = (const hshm_u64 *)hshm_resolve(&heap, k->words[0], k->words[1] * 8);
+    if (!from || !own.said) return;
+    hshm_u64 sum = 0;
+    for (hshm_u64 i = own.first; i < own.end; i += own.step) sum += from[i];
+    *own.said = sum;
+}
+
+/* Stores in each, from the offset words[0] on, its number and words[3], and says how many they were. */
+KERNEL(write_all) {
+    hshm_heap heap;
+    if (!start(&heap, k)) return;
+    part own = part_of(&heap, k);
+    hshm_u64 *to = (hshm_u64 *)hshm_resolve(&heap, k->words[0], k->words[1] * 8), done = 0;
+    if (!to || !own.said) return;
+    for (hshm_u64 i = own.first; i < own.end; i += own.step, done++) to[i] = i + k->words[3];
+    *own.said = done;
+}
+
+/* The same in the device's own memory, from the address words[0] on. */
+KERNEL(write_own) {
+    hshm_heap heap;
+    if (!start(&heap, k)) return;
+    part own = part_of(&heap, k);
+    hshm_u64 *to = MEMORY(k->words[0]), done = 0;
+    if (!to || !own.said) return;
+    for (hshm_u64 i = own.first; i < own.end; i += own.step, done++) to[i] = i + k->words[3];
+    *own.said = done;
+}
+
+/* Counts which of them are as write_own leaves them. */
+KERNEL(check_own) {
+    hshm_heap heap;
+    if (!start(&heap, k)) return;
+    part own = part_of(&heap, k);
+    hshm_u64 *from = MEMORY(k->words[0]), right = 0;
+    if (!from || !own.said) return;
+    for (hshm_u64 i = own.first; i < own.end; i += own.step) right += from[i] == i + k->words[3];
+    *own.said = right;
 }

@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Child;
 
 use hshm_memory::gpu::DeviceBuffer;
@@ -22,12 +23,17 @@ fn bench(gpu: &Gpu) -> Bench {
     Bench::create(gpu.vendor, &name, 16 * MIB, arena)
 }
 
-/// Runs a kernel over all of the buffer.
+/// Runs a kernel over all of the buffer, whose threads say how many words they wrote or found right.
 fn run(gpu: &Gpu, bench: &Bench, kernel: &str, buffer: &DeviceBuffer, value: u64) {
     let (groups, threads) = if gpu.is_double { (1, 4) } else { (64, 256) };
-    let all = u64::from(groups * threads);
-    let words = [buffer.address(), buffer.bytes() / 8, all, value];
-    bench.run(gpu, kernel, groups, threads, &words);
+    let count = buffer.bytes() / 8;
+    let (said, _) = bench.sweep(gpu, groups, threads).run(kernel, buffer.address(), count, value);
+    assert_eq!(said, count, "{kernel} {value}");
+}
+
+fn killed(mut maker: Child) {
+    maker.kill().unwrap();
+    assert_eq!(maker.wait().unwrap().signal(), Some(9));
 }
 
 /// One process makes memory on the device, fills it, and passes it on; the other finds what stands there, changes it
@@ -35,7 +41,7 @@ fn run(gpu: &Gpu, bench: &Bench, kernel: &str, buffer: &DeviceBuffer, value: u64
 pub(crate) fn passed(gpu: &Gpu, start_maker: impl Fn(OwnedFd) -> Child) {
     let bench = bench(gpu);
     let (mut here, there) = UnixStream::pair().unwrap();
-    let mut maker = start_maker(there.into());
+    let maker = start_maker(there.into());
     let (file, bytes) = receive(&here);
     let buffer = DeviceBuffer::from_fd(gpu.vendor, 0, file, bytes).unwrap();
     run(gpu, &bench, "check_own", &buffer, 1);
@@ -44,11 +50,29 @@ pub(crate) fn passed(gpu: &Gpu, start_maker: impl Fn(OwnedFd) -> Child) {
     let mut byte = [0];
     here.read_exact(&mut byte).unwrap();
     assert_eq!(byte, [2], "the maker saw what was written here");
-    maker.kill().unwrap();
-    assert!(!maker.wait().unwrap().success());
+    killed(maker);
     run(gpu, &bench, "check_own", &buffer, 3);
+    drop(buffer);
     bench.assert_empty();
     say(gpu, &format!("{} MiB of the device's own memory passed and kept", bytes >> 20));
+}
+
+/// Nothing but a descriptor is left of the memory that a process made and filled, as the daemon has it between two
+/// clients: who maps it then finds what stood there.
+pub(crate) fn kept(gpu: &Gpu, start_maker: impl Fn(OwnedFd) -> Child) {
+    let bench = bench(gpu);
+    let (here, there) = UnixStream::pair().unwrap();
+    let maker = start_maker(there.into());
+    let (file, bytes) = receive(&here);
+    killed(maker);
+    let again = || file.try_clone().unwrap();
+    for value in [1, 2] {
+        let buffer = DeviceBuffer::from_fd(gpu.vendor, 0, again(), bytes).unwrap();
+        run(gpu, &bench, "check_own", &buffer, value);
+        run(gpu, &bench, "write_own", &buffer, value + 1);
+    }
+    bench.assert_empty();
+    say(gpu, "the device's own memory outlived all who had it mapped");
 }
 
 /// The first of the two processes. Its standard input leads to the other.

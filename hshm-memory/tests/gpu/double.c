@@ -10,6 +10,7 @@
  *   HSHM_DOUBLE_CRASH     if set, the first call ends the process
  *   HSHM_DOUBLE_HIP       the release of HIP, as it counts them
  *   HSHM_DOUBLE_LOG       a file to which registrations and their ends are written
+ *   HSHM_DOUBLE_HANG      a kernel of this name never ends
  *
  * An image of kernels is the path of a shared library here, with its final zero, and a kernel runs on as many threads
  * of the host as it has: tests/device/kernels.cu can be compiled so.
@@ -31,7 +32,7 @@
 
 enum {
     INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALISED = 3, NO_DEVICE = 100, INVALID_DEVICE = 101,
-    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700, ALREADY_REGISTERED = 712,
+    INVALID_IMAGE = 200, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, ILLEGAL_ADDRESS = 700, ALREADY_REGISTERED = 712,
     NOT_REGISTERED = 713
 };
 enum { MOST = 64 };
@@ -229,13 +230,16 @@ static uint64_t translate(uint64_t device) {
 }
 
 enum { MOST_THREADS = 1024 };
-static struct { pthread_t threads[MOST_THREADS]; int count; void *given[MOST_THREADS]; } running;
+static struct { pthread_t threads[MOST_THREADS]; int count, over; void *given[MOST_THREADS]; } running;
 struct work { int (*kernel)(const void *); const void *given; };
 
 static void *work(void *own) {
     struct work work = *(struct work *)own;
     free(own);
-    return work.kernel(work.given) ? own : NULL;
+    if (!work.kernel) for (;;) pause();
+    void *said = work.kernel(work.given) ? &running : NULL;
+    __atomic_add_fetch(&running.over, 1, __ATOMIC_RELEASE);
+    return said;
 }
 
 static int load(void **module, const void *image) {
@@ -254,8 +258,9 @@ static int function(void **found, void *module, const char *name) {
     void *kernel = dlsym(module, name);
     if (!bytes || !kernel) return NOT_FOUND;
     struct function *made = malloc(sizeof *made);
+    const char *hangs = getenv("HSHM_DOUBLE_HANG");
     made->bytes = *bytes;
-    *(void **)&made->kernel = kernel;
+    *(void **)&made->kernel = hangs && !strcmp(hangs, name) ? NULL : kernel;
     *found = made;
     return 0;
 }
@@ -283,8 +288,14 @@ static int synchronize(void) {
         if (said) result = ILLEGAL_ADDRESS;
     }
     for (int i = 0; i < running.count; i++) free(running.given[i]);
-    running.count = 0;
+    running.count = running.over = 0;
     return result;
+}
+
+/* A stream is null here. */
+static int query(const void *stream) {
+    if (stream) return INVALID_VALUE;
+    return __atomic_load_n(&running.over, __ATOMIC_ACQUIRE) < running.count ? NOT_READY : 0;
 }
 
 static int count(int *number, const char *call) {
@@ -374,6 +385,19 @@ EXPORT cuModuleLoadData(void **module, const void *image) {
     FAIL_IF_TOLD;
     return no_context() ? INVALID_CONTEXT : load(module, image);
 }
+EXPORT cuModuleLoadDataEx(void **module, const void *image, unsigned count, int *options, void **values) {
+    FAIL_IF_TOLD;
+    /* A buffer for what is wrong, and how long it is. */
+    if (count != 2 || options[0] != 5 || options[1] != 6 || (uintptr_t)values[1] < 2) return INVALID_VALUE;
+    int result = no_context() ? INVALID_CONTEXT : load(module, image);
+    if (result) snprintf(values[0], (size_t)(uintptr_t)values[1], "the double says %d", result);
+    return result;
+}
+EXPORT cuGetErrorName(int code, const char **name) {
+    FAIL_IF_TOLD;
+    *name = code == ILLEGAL_ADDRESS ? "CUDA_ERROR_ILLEGAL_ADDRESS" : NULL;
+    return *name ? 0 : INVALID_VALUE;
+}
 EXPORT cuModuleGetFunction(void **found, void *module, const char *name) {
     FAIL_IF_TOLD;
     return function(found, module, name);
@@ -384,6 +408,7 @@ EXPORT cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsign
     if (y != 1 || z != 1 || by != 1 || bz != 1 || shared || stream || extra) return INVALID_VALUE;
     return no_context() ? INVALID_CONTEXT : launch(function, x * bx, parameters);
 }
+EXPORT cuStreamQuery(void *stream) { FAIL_IF_TOLD; return no_context() ? INVALID_CONTEXT : query(stream); }
 EXPORT cuCtxSynchronize(void) { FAIL_IF_TOLD; return no_context() ? INVALID_CONTEXT : synchronize(); }
 EXPORT cuMemGetAllocationGranularity(size_t *unit, const struct properties *p, int option) {
     FAIL_IF_TOLD;
@@ -463,6 +488,9 @@ EXPORT hipHostGetDevicePointer(void **device, void *pointer, unsigned flags) {
     return result;
 }
 EXPORT hipModuleLoadData(void **module, const void *image) { FAIL_IF_TOLD; return load(module, image); }
+__attribute__((visibility("default"))) const char *hipGetErrorName(int code) {
+    return code == ILLEGAL_ADDRESS ? "hipErrorIllegalAddress" : "hipErrorUnknown";
+}
 EXPORT hipModuleGetFunction(void **found, void *module, const char *name) {
     FAIL_IF_TOLD;
     return function(found, module, name);
@@ -473,6 +501,7 @@ EXPORT hipModuleLaunchKernel(void *function, unsigned x, unsigned y, unsigned z,
     if (y != 1 || z != 1 || by != 1 || bz != 1 || shared || stream || extra) return INVALID_VALUE;
     return launch(function, x * bx, parameters);
 }
+EXPORT hipStreamQuery(void *stream) { FAIL_IF_TOLD; return query(stream); }
 EXPORT hipDeviceSynchronize(void) { FAIL_IF_TOLD; return synchronize(); }
 /* Before 7.1 a descriptor is passed by its address. */
 EXPORT hipMemGetAllocationGranularity(size_t *unit, const struct properties *p, int option) {
