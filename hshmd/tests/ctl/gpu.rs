@@ -148,6 +148,71 @@ fn the_real_library_of_rocm_without_a_device_says_so_and_nothing_is_left() {
     assert!(child.status.success() && said.contains("finds no device"), "{said}");
 }
 
+/// What a user of a machine with devices does, on each vendor's first one.
+#[test]
+#[ignore = "needs a device"]
+#[allow(clippy::print_stdout, reason = "whoever runs this by hand wants to see it")]
+fn on_a_real_device() {
+    let daemon = Daemon::start();
+    let status = daemon.json("status");
+    println!("{}", daemon.text("status"));
+    let mut found = 0;
+    for (driver, (vendor, kind)) in status["drivers"].as_array().unwrap().iter().zip(KINDS) {
+        if driver["driver"].is_null() {
+            println!("{vendor}: nothing runs: {}", driver["problem"]);
+            continue;
+        }
+        found += 1;
+        println!("{}", daemon.text(&format!("create g --size 16M --backend {kind}")));
+        let inspected = daemon.json("inspect g");
+        let device = &driver["driver"]["devices"][0];
+        assert_eq!(inspected["device"]["device_name"], device["name"]);
+        assert_eq!(inspected["device"]["host_native_atomics"], device["host_native_atomics"]);
+        let size = &inspected["segment"]["committed_bytes"];
+        assert_eq!(&inspected["device"]["registered_bytes"], size);
+        println!("{}", daemon.text("inspect g"));
+        let mut worker = Command::new(std::env::current_exe().unwrap());
+        worker.args(["gpu::device_worker", "--exact", "--ignored", "--nocapture"]);
+        worker.env("HSHM_TEST_SOCKET", daemon.socket());
+        assert!(worker.status().unwrap().success(), "{vendor}");
+        assert!(daemon.text("check g").contains("is sound"));
+        daemon.text("destroy g");
+        // Memory of its own, which a process ended after it was taken and before anybody else had it mapped.
+        let create = format!("create g --size 16M --backend {kind} --device-memory 64M");
+        println!("{}", daemon.text(&create));
+        for _ in 0..2 {
+            assert!(worker.status().unwrap().success(), "{vendor}");
+        }
+        assert_eq!(daemon.json("inspect g")["device"]["memory"]["allocated_blocks"], 0);
+        assert!(daemon.text("check g").contains("is sound"));
+        daemon.text("destroy g");
+    }
+    assert_ne!(found, 0, "this machine has no device");
+}
+
+/// A worker that has the segment `g` registered, and its device memory mapped if it has some.
+#[test]
+#[ignore = "another test runs it, in a process of its own"]
+fn device_worker() {
+    let Some(socket) = std::env::var_os("HSHM_TEST_SOCKET") else { return };
+    let client = Client::builder().socket(socket).connect().unwrap();
+    let choice = DeviceChoice::Number(0);
+    let segment = client.attach_with::<ThreadLocalAllocator>("g", choice).unwrap();
+    let block = segment.put_bytes(b"for the device").unwrap();
+    let memory = segment.backend().device().unwrap();
+    memory.device_address(0, block.offset_bytes(), 14).unwrap();
+    // SAFETY: [owned] nobody else knows of the block.
+    unsafe { segment.free(block) }.unwrap();
+    if client.device_pool("g").unwrap().is_some() {
+        let part = segment.device_part(None).unwrap();
+        let block = part.allocate(1 << 20).unwrap();
+        part.device_address(block, 1 << 20).unwrap();
+        // SAFETY: [owned] as above.
+        unsafe { part.free(block) }.unwrap();
+    }
+    segment.detach().unwrap();
+}
+
 #[test]
 fn a_library_that_is_too_old_is_told() {
     let library = doubles::library(GpuVendor::Rocm, Double::Lacking);
