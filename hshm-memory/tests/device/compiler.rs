@@ -97,7 +97,10 @@ impl RuntimeCompiler {
             *const *const c_char,
         ) -> c_int;
         type Compile = unsafe extern "C" fn(*mut c_void, c_int, *const *const c_char) -> c_int;
-        let source = CString::new(fs::read(kernels()).unwrap()).unwrap();
+        // A program that was copied to another machine comes without them.
+        let source =
+            fs::read(kernels()).map_err(|error| format!("{}: {error}", kernels().display()))?;
+        let source = CString::new(source).unwrap();
         let mut program = ptr::null_mut();
         let create = self.symbol::<Create>("CreateProgram");
         // SAFETY: [foreign] two strings that live, no headers, and a local for the answer.

@@ -82,9 +82,10 @@ fn kit() {
     scenarios::shared_heap(&gpu);
     scenarios::rate(&gpu);
     scenarios::bandwidth(&gpu);
+    scenarios::killed(&gpu, |object| victim(gpu.vendor, object));
+    // Last: not every device, and not every release of a driver, can share its own memory.
     own::passed(&gpu, |socket| maker(gpu.vendor, socket));
     own::kept(&gpu, |socket| maker(gpu.vendor, socket));
-    scenarios::killed(&gpu, |object| victim(gpu.vendor, object));
     say(&gpu, "done");
 }
 
@@ -215,6 +216,9 @@ fn nvrtc_compiles_the_kernels_for_every_architecture() {
         let code = compiler.compile(architecture).unwrap();
         let code = String::from_utf8(code).unwrap();
         assert_eq!(code.matches(".entry").count(), 9, "{architecture}");
+        // What is passed to them is as long as they take it for.
+        let taken = format!("_param_0[{}]", size_of::<gpu::Kit>());
+        assert_eq!(code.matches(&taken).count(), 9, "{architecture}");
         assert_what_crosses(&code);
     }
     // A mistake is told, not swallowed.
