@@ -99,6 +99,18 @@ fn a_segment_for_devices_shows_its_device_and_registration() {
 }
 
 #[test]
+fn what_an_older_release_does_not_tell_is_not_known() {
+    let library = double(GpuVendor::Rocm);
+    let settings =
+        [("HSHM_LIBAMDHIP64", library.as_path()), ("HSHM_DOUBLE_HIP", Path::new("50221153"))];
+    let daemon = Daemon::start_with(&settings);
+    daemon.text("create r --size 2M --backend rocm-shm");
+    assert!(daemon.json("inspect r")["device"]["host_native_atomics"].is_null());
+    let text = daemon.text("inspect r");
+    assert!(text.contains("native host atomics") && text.contains("not known"), "{text}");
+}
+
+#[test]
 fn a_driver_that_refuses_leaves_nothing_behind() {
     for (vendor, kind) in KINDS {
         let library = double(vendor);
