@@ -323,7 +323,7 @@ pub(crate) fn bandwidth(gpu: &Gpu) {
         say(
             gpu,
             &format!(
-                "{kernel}: {rate:.1} GiB/s of the host's memory: {mib} MiB in {:.2} ms, {:.2} of them to start the threads",
+                "{kernel}: {rate:.1} GiB/s of the host's memory: {mib} MiB in {:.2} ms, where a run over nothing takes {:.2}",
                 seconds * 1e3,
                 started * 1e3
             ),
