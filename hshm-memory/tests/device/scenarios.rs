@@ -16,6 +16,7 @@ use crate::say;
 const PATIENCE: Duration = Duration::from_secs(60);
 const MIB: u64 = 1 << 20;
 
+/// For a segment. Where no other process opens it, it goes away at once: this one may be ended.
 fn name(what: &str) -> Named {
     Named(format!("hshm-test-device-{what}.{}", std::process::id()))
 }
@@ -47,8 +48,7 @@ fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
 pub(crate) fn threads(gpu: &Gpu) {
     const KEYS: u64 = 3;
     const SLEEP_US: u64 = 3000;
-    let name = name("threads");
-    let bench = Bench::create(gpu.vendor, &name, 16 * MIB, small());
+    let bench = Bench::create(gpu.vendor, &name("threads"), 16 * MIB, small());
     let (groups, threads) = grid(gpu);
     let all = u64::from(groups * threads);
     // The double's threads have numbers of all that the process ever started.
@@ -81,8 +81,7 @@ pub(crate) fn threads(gpu: &Gpu) {
 /// Kernels read blocks that the host filled, and change them in place.
 pub(crate) fn host_blocks(gpu: &Gpu) {
     const BLOCKS: u64 = 3000;
-    let name = name("blocks");
-    let bench = Bench::create(gpu.vendor, &name, 16 * MIB, small());
+    let bench = Bench::create(gpu.vendor, &name("blocks"), 16 * MIB, small());
     let (table, entries) = bench.block(BLOCKS);
     let blocks: Vec<_> = (0..BLOCKS)
         .map(|at| {
@@ -121,8 +120,7 @@ pub(crate) fn shared_heap(gpu: &Gpu) {
     // So much at least, and for so long: how fast a device is at this, nobody knows before.
     const LEAST: u64 = 2000;
     let time = Duration::from_secs(if gpu.is_double { 1 } else { 3 });
-    let name = name("heap");
-    let bench = Bench::create(gpu.vendor, &name, 32 * MIB, small());
+    let bench = Bench::create(gpu.vendor, &name("heap"), 32 * MIB, small());
     let (groups, threads) = grid(gpu);
     gpu.start("exchange", groups, threads, &bench.kit(&[u64::MAX]));
     let (counts, started) = (Counts::default(), Instant::now());
@@ -266,9 +264,8 @@ pub(crate) fn receive(bench: &Bench) -> Option<OffsetPointer> {
 
 /// How fast a device allocates and frees in the host's memory.
 pub(crate) fn rate(gpu: &Gpu) {
-    let name = name("rate");
     let options = ArenaOptions { bytes: 64 * MIB, ring_entries: 1024 };
-    let bench = Bench::create(gpu.vendor, &name, 128 * MIB, options);
+    let bench = Bench::create(gpu.vendor, &name("rate"), 128 * MIB, options);
     let grids: &[_] = if gpu.is_double { &[(1, 4)] } else { &[(1, 1), (1, 32), (64, 128)] };
     let time = Duration::from_millis(if gpu.is_double { 200 } else { 1000 });
     for &(groups, threads) in grids {
@@ -298,10 +295,9 @@ pub(crate) fn rate(gpu: &Gpu) {
 
 /// How fast a device reads and writes registered memory of the host's.
 pub(crate) fn bandwidth(gpu: &Gpu) {
-    let name = name("bandwidth");
     // Half of what there is room for, which in a container may be little.
     let mib = if gpu.is_double { 32 } else { (room_bytes() / 2 / MIB).clamp(64, 512) };
-    let bench = Bench::create(gpu.vendor, &name, (mib + 32) * MIB, small());
+    let bench = Bench::create(gpu.vendor, &name("bandwidth"), (mib + 32) * MIB, small());
     let count = mib * MIB / 8;
     let (block, words) = bench.block(count);
     let (groups, threads) = if gpu.is_double { (1, 2) } else { (256, 256) };
