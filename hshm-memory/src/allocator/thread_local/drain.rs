@@ -1,9 +1,9 @@
 //! Emptying the rows of a cache: its blocks go back to their pages.
 //!
-//! To a page of ours, or of nobody, they go by its local list, one by one; to another's by its remote
-//! list, all at once, after the journal said which: whoever goes on after a death learns from the
+//! All blocks of one page go together: to a page of ours, or of nobody, by its local list; to another's by
+//! its remote list, after the journal said which: whoever goes on after a death learns from the
 //! acknowledgement whether they got there ([`super::remote`]). Only then are they taken out of the
-//! row. So they stand in one place or, for a moment, in two.
+//! row, the one in its last place last. So they stand in one place or, for a moment, in two.
 
 use std::ops::RangeInclusive;
 
@@ -17,7 +17,7 @@ use super::size_class::SMALL_CLASSES;
 use super::view::View;
 use super::walk::Met;
 use super::words::{Kind, Step, unit_of};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Blocks of a row, which has no more places.
 const MOST: usize = 63;
@@ -59,8 +59,8 @@ pub(super) fn drain_all(view: &View, id: u32, died: bool) -> bool {
     rows.totals().0 == 0
 }
 
-/// The page whose block its owner may have been moving from this row to one of the page's lists when
-/// it died, and what is on those lists: blocks leave a row one by one, the last one first.
+/// The page whose blocks its owner may have been moving from this row to one of the page's lists when
+/// it died, and what is on those lists: blocks leave a row by their pages, that of the last one first.
 fn moved(view: &View, rows: Rows<'_>, class: usize) -> Option<(u32, Met)> {
     let (unit, tag) = view.page_of(rows.blocks(class).next_back()?)?;
     let page = Page::new(view, unit, tag);
@@ -108,25 +108,44 @@ struct Drain<'v> {
     keep: u64,
 }
 
+/// Blocks of a page: each one's distance from the page's beginning, and its first word.
+struct Chain<'v> {
+    blocks: [(u64, &'v AtomicU64); MOST],
+    len: usize,
+}
+
+impl<'v> Chain<'v> {
+    fn as_slice(&self) -> &[(u64, &'v AtomicU64)] {
+        self.blocks.get(..self.len).unwrap_or(&[])
+    }
+}
+
 impl<'v> Drain<'v> {
     /// `is_listed` tells of a page of the slot whether that block is on one of its lists already.
-    /// `came_home` is told of each page of the slot that got a block, once that is out of the row, and
+    /// `came_home` is told of each page of the slot that got blocks, once those are out of the row, and
     /// whether it was nobody's before.
     fn run(&self, is_listed: impl Fn(&Page<'v>, u32) -> bool, came_home: impl Fn(Page<'v>, bool)) {
         let count = self.rows.count(self.class).count();
         for top in (self.keep + 1..=count).rev() {
             let offset = self.rows.place(self.class, top).load(Ordering::Relaxed);
-            // Its page changes hands all the time: it stays where it is.
-            let Some(home) = self.give_back(offset, top, &is_listed) else { return };
-            self.rows.set_count(self.class, top - 1);
+            if offset == 0 {
+                continue;
+            }
+            let Some(home) = self.give_back(offset, top, &is_listed) else {
+                // Its page changes hands all the time: it stays where it is.
+                self.rows.set_count(self.class, top);
+                return;
+            };
             if let Some((page, was_adopted)) = home {
                 came_home(page, was_adopted);
             }
         }
+        let left = self.rows.count(self.class).count().min(self.keep);
+        self.rows.set_count(self.class, left);
     }
 
     /// Gives back the block in place `top`, the last one of the row, and with it all others of its
-    /// page if that is another's. Returns the page if it is the slot's, and whether it was nobody's.
+    /// page. Returns the page if it is the slot's, and whether it was nobody's.
     #[allow(
         clippy::option_option,
         reason = "failed, or nothing more to do, or a page to look after"
@@ -139,52 +158,82 @@ impl<'v> Drain<'v> {
     ) -> Option<Option<(Page<'v>, bool)>> {
         for _ in 0..TURNS {
             let found = self.view.page_of(offset).filter(|(_, tag)| tag.class() == self.class);
-            // It has gone already; or it is no block of this class, which is somebody's mistake.
-            let Some((unit, tag)) = found else { return Some(None) };
-            let page = Page::new(self.view, unit, tag);
-            let Some(index) = page.index_of(offset).filter(|&index| index < page.carved()) else {
+            let page = found.map(|(unit, tag)| Page::new(self.view, unit, tag));
+            let page = page
+                .filter(|page| page.index_of(offset).is_some_and(|index| index < page.carved()));
+            let Some(page) = page else {
+                // It is no block of this class, or was never carved: it is left out.
+                self.rows.place(self.class, top).store(0, Ordering::Relaxed);
                 return Some(None);
             };
-            let page = match tag.owner() {
+            let (page, was_nobodys) = match page.tag.owner() {
                 0 => match page.adopt(self.id) {
-                    Some(ours) => ours,
+                    Some(ours) => (ours, true),
                     None => continue,
                 },
-                _ => page,
+                _ => (page, false),
             };
             if page.tag.owner() == self.id {
-                if page.local().count() < page.carved() && !is_listed(&page, index) {
-                    page.push_local(offset);
-                }
-                // Died here: the block is on the list, and the last of the row.
-                crate::crash_point!("cache.flushed");
-                return Some(Some((page, tag.owner() == 0)));
+                self.put_home(&page, offset, top, is_listed);
+                return Some(Some((page, was_nobodys)));
             }
             if self.push_away(&page, offset, top) {
-                return Some(self.rescue(unit).map(|page| (page, true)));
+                return Some(self.rescue(page.unit).map(|page| (page, true)));
             }
         }
         None
     }
 
+    /// The places of the row that are given back, up to `top`.
+    fn places(&self, top: u64) -> RangeInclusive<u64> {
+        self.keep + 1..=top
+    }
+
+    /// The blocks in the row, to place `top`, that are of the page, but for those that `left_out` names.
+    fn chain(&self, page: &Page<'v>, top: u64, left_out: impl Fn(u32) -> bool) -> Chain<'v> {
+        let mut chain = Chain { blocks: [(0, self.rows.place(self.class, 0)); MOST], len: 0 };
+        let carved = page.carved();
+        for index in self.places(top) {
+            let offset = self.rows.place(self.class, index).load(Ordering::Relaxed);
+            if !page.contains(offset) {
+                continue;
+            }
+            let number = page.index_of(offset).filter(|&number| number < carved);
+            if let (Some(number), Some(link), Some(place)) =
+                (number, self.view.word(offset), chain.blocks.get_mut(chain.len))
+                && !left_out(number)
+            {
+                *place = (offset - page.start(), link);
+                chain.len += 1;
+            }
+        }
+        chain
+    }
+
+    /// Puts all blocks of the row, to place `top`, that are of the page, which is the slot's, on its local
+    /// list, and takes them out of the row.
+    fn put_home(
+        &self,
+        page: &Page<'v>,
+        first: u64,
+        top: u64,
+        is_listed: &impl Fn(&Page<'v>, u32) -> bool,
+    ) {
+        let chain = self.chain(page, top, |number| is_listed(page, number));
+        // Else some were freed before: which, nobody knows.
+        if page.local().count() as usize + chain.len <= page.carved() as usize {
+            page.push_chain_local(chain.as_slice());
+        }
+        // Died here: the blocks are on the list, and in the row, of which one is the last.
+        crate::crash_point!("cache.flushed");
+        forget(self.rows, self.class, self.places(top), first);
+    }
+
     /// Puts all blocks of the row, to place `top`, that are of the page on its remote list, and takes
     /// them out of the row. False if the page is not what it was any more, and nothing was done.
     fn push_away(&self, page: &Page<'v>, first: u64, top: u64) -> bool {
-        let places = self.keep + 1..=top;
-        let mut chain = [(0, self.rows.place(self.class, 0)); MOST];
-        let mut len = 0;
-        for index in places.clone() {
-            let offset = self.rows.place(self.class, index).load(Ordering::Relaxed);
-            let is_of_page = page.contains(offset)
-                && page.index_of(offset).is_some_and(|index| index < page.carved());
-            if let (true, Some(link), Some(place)) =
-                (is_of_page, self.view.word(offset), chain.get_mut(len))
-            {
-                *place = (offset - page.start(), link);
-                len += 1;
-            }
-        }
-        let chain = chain.get(..len).unwrap_or(&[]);
+        let places = self.places(top);
+        let chain = self.chain(page, top, |_| false);
         let slot = self.view.slot(self.id);
         let operation =
             journal::begin(self.view, self.id, Step::Flush, pack(self.class, &places), first);
@@ -193,7 +242,7 @@ impl<'v> Drain<'v> {
         let pushed = remote::push_chain(
             &page.descriptor().remote,
             page.start(),
-            chain,
+            chain.as_slice(),
             mark,
             |slot| pusher(self.view, slot),
             || page.carved_while_it_stands(),
@@ -209,7 +258,7 @@ impl<'v> Drain<'v> {
         crate::crash_point!("cache.forgotten");
         journal::clear(&slot.journal);
         if pushed == Ok(true) {
-            add(&slot.counters.remote_frees, len as u64);
+            add(&slot.counters.remote_frees, chain.len as u64);
         }
         gone
     }

@@ -255,15 +255,22 @@ impl<'v> Page<'v> {
     /// Puts a block that was allocated from this page, which `self.tag`'s owner holds, on the local
     /// list.
     pub(super) fn push_local(&self, offset: u64) {
-        let descriptor = self.descriptor();
-        let list = self.local();
         if let Some(link) = self.view.word(offset) {
+            self.push_chain_local(&[(offset - self.start(), link)]);
+        }
+    }
+
+    /// The same with several blocks: each one's distance from the page's beginning, and its first word.
+    pub(super) fn push_chain_local(&self, chain: &[(u64, &AtomicU64)]) {
+        let mut list = self.local();
+        for &(distance, link) in chain {
             link.store(list.0, Ordering::Relaxed);
             crate::crash_point!("free.linked");
-            // ORDER: Release: the link stands before the list names it.
-            descriptor.local.store(list.with_first(offset).0, Ordering::Release);
-            crate::crash_point!("free.pushed");
+            list = list.with_first(self.start() + distance);
         }
+        // ORDER: Release: the links stand before the list names them.
+        self.descriptor().local.store(list.0, Ordering::Release);
+        crate::crash_point!("free.pushed");
     }
 
     /// Takes an ownerless page. None if somebody else did.

@@ -149,7 +149,7 @@ impl Heap {
     /// After a block of a page of ours was put on its local list.
     pub(super) fn after_local_free(&self, page: Page<'_>) {
         let descriptor = page.descriptor();
-        if page.local().count() == descriptor.event.load(Ordering::Relaxed) {
+        if page.local().count() >= descriptor.event.load(Ordering::Relaxed) {
             self.unqueue(&page);
             self.settle(page);
         } else if page.tag.kind() == Kind::Medium
