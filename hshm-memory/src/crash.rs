@@ -54,6 +54,7 @@ points! {
     "cache.claimed", "a cache's unit that no slot names", "the unit is freed";
     "cache.placed", "a block in a row that does not count it", "nothing: the block stays allocated";
     "cache.filled", "a row with blocks that its owner's page has not carved", "the row's are dropped";
+    "parcel.linked", "a parcel, and links among its blocks that are on no list", "nothing: it stays a parcel";
     "cache.flushed", "a block in a row and on its page's local list", "the row's is dropped";
     "cache.journalled", "a journalled flush whose blocks are on no list yet", "the row is emptied as it is";
     "cache.pushed", "blocks in a row and on the remote list of another's page", "the row's are dropped";

@@ -8,7 +8,7 @@ use super::outcomes::{
     UNIT, outcome,
 };
 use super::situations::{
-    LARGE, MEDIUM, SHORT_RUN, SMALL, SMALL_PER_PAGE, cached, cached_anothers,
+    LARGE, MEDIUM, SHORT_RUN, SMALL, SMALL_PER_PAGE, bin_of_a_parcel, cached, cached_anothers,
     cached_of_a_page_in_use, cached_of_all_sorts, cached_of_an_idle_page, elsewhere, empty_cell,
     fill_cell, free_first, full_but_for_what_a_dead_freed, full_page_and_one,
     idle_page_that_a_dead_freed_to, idle_page_with_a_bin, idle_pages_everywhere, leave,
@@ -393,6 +393,7 @@ pub const OPERATIONS: &[Operation] = &[
         TAKES_SMALL,
     )
     .roomy(),
+    keep("allocate from a parcel", bin_of_a_parcel, take_small, TAKES_SMALL).roomy(),
     keep("free the last that is not cached", cached_of_an_idle_page, free_first, FREES_SMALL)
         .roomy(),
     keep("free beside a full cache", cached_of_a_page_in_use, free_first, FREES_SMALL).roomy(),

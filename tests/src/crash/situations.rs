@@ -117,6 +117,18 @@ pub(super) fn cached_of_a_page_in_use(w: &World) {
     w.drop_blocks(1..6);
 }
 
+/// The bin has blocks that another freed together.
+pub(super) fn bin_of_a_parcel(w: &World) {
+    cached(w);
+    w.hold(SMALL_PER_PAGE - SMALL_PER_ROW, SMALL);
+    elsewhere(w, |w| {
+        cached(w);
+        w.drop_blocks(0..2 * SMALL_PER_ROW);
+        leave(w);
+    });
+    w.hold(SMALL_PER_ROW, SMALL);
+}
+
 /// A page of which some blocks stand in the cache, one is allocated and the others are free.
 pub(super) fn cached_of_an_idle_page(w: &World) {
     cached(w);

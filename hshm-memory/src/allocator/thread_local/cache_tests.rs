@@ -88,6 +88,40 @@ fn a_thread_hands_out_what_others_allocated() {
 }
 
 #[test]
+fn blocks_that_another_freed_together_are_all_to_be_had_again() {
+    for bytes in [16, 48, 112, 1024] {
+        let heap = cached();
+        // All of a few pages, and one more, so that these stay ours.
+        let take = || -> Vec<_> { (0..5000).map(|_| heap.allocate(bytes).unwrap()).collect() };
+        let mut blocks = take();
+        let before = heap.report();
+        let kept = blocks.pop().unwrap();
+        std::thread::scope(|scope| {
+            let blocks = &blocks;
+            let other = scope.spawn(|| {
+                claim_cache(&heap);
+                blocks.iter().for_each(|&block| free(&heap, block));
+                assert!(heap.check().is_clean());
+                heap.detach_thread();
+            });
+            other.join().unwrap();
+        });
+        assert!(heap.check().is_clean());
+        let mut again = take();
+        assert_eq!(heap.report().allocated_blocks, before.allocated_blocks + 1);
+        again.push(kept);
+        again.sort_unstable();
+        again.dedup();
+        assert_eq!(again.len(), 5001, "each block of {bytes} bytes is one");
+        again.into_iter().for_each(|block| free(&heap, block));
+        assert!(heap.check().is_clean());
+        heap.detach_thread();
+        let left = heap.report();
+        assert_eq!((left.allocated_blocks, left.units_free), (0, left.units_total));
+    }
+}
+
+#[test]
 fn a_cache_is_given_up_where_its_memory_is_needed() {
     let heap = cached();
     let report = heap.report();

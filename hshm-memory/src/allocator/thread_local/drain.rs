@@ -11,8 +11,9 @@ use super::cache::Rows;
 use super::heap::Heap;
 use super::journal;
 use super::page::{Page, pusher, tag_after_push};
+use super::parcel;
 use super::refill::add;
-use super::remote::{self, Mark};
+use super::remote::{self, Link, Mark};
 use super::size_class::SMALL_CLASSES;
 use super::view::View;
 use super::walk::Met;
@@ -117,6 +118,26 @@ struct Chain<'v> {
 impl<'v> Chain<'v> {
     fn as_slice(&self) -> &[(u64, &'v AtomicU64)] {
         self.blocks.get(..self.len).unwrap_or(&[])
+    }
+
+    /// Makes parcels of them, as large ones as they can be, and returns their first blocks and how many
+    /// those are.
+    fn pack(&self, page: &Page<'v>) -> ([Link<'v>; MOST], usize) {
+        let [(distance, word), ..] = self.blocks;
+        let mut links = [Link { distance, word, blocks: 1 }; MOST];
+        let mut len = 0;
+        let most = parcel::most_named(page.block_bytes()) as usize + 1;
+        for (parcel, link) in self.as_slice().chunks(most).zip(&mut links) {
+            let Some((&(distance, word), others)) = parcel.split_first() else { break };
+            let blocks = u32::try_from(parcel.len()).unwrap_or(0);
+            *link = Link { distance, word, blocks };
+            if !others.is_empty() {
+                let others = others.iter().map(|&(distance, _)| distance);
+                parcel::write(page, page.start() + distance, others);
+            }
+            len += 1;
+        }
+        (links, len)
     }
 }
 
@@ -239,10 +260,11 @@ impl<'v> Drain<'v> {
             journal::begin(self.view, self.id, Step::Flush, pack(self.class, &places), first);
         crate::crash_point!("cache.journalled");
         let mark = Mark { slot: self.id, sequence: operation.sequence() };
+        let (links, packed) = chain.pack(page);
         let pushed = remote::push_chain(
             &page.descriptor().remote,
             page.start(),
-            chain.as_slice(),
+            links.get(..packed).unwrap_or(&[]),
             mark,
             |slot| pusher(self.view, slot),
             || page.carved_while_it_stands(),

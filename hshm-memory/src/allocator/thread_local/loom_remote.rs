@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::journal;
 use super::layout::{Journal, UNIT_BYTES};
-use super::remote::{Mark, Place, Pusher, push, push_chain, push_happened, take};
+use super::remote::{Link, Mark, Place, Pusher, push, push_chain, push_happened, take};
 use super::words::{List, Operation, Remote, Step, unit_of};
 use crate::sync::model::{Death, explore, explore_deaths};
 use crate::sync::{AtomicU64, Ordering};
@@ -85,7 +85,12 @@ impl World {
         let page = &self.pages[0];
         let operation = Operation::new(Step::Flush, unit_of(page.start), sequence);
         journal::write(&self.journal, operation, 0, page.start);
-        let chain = [(BLOCK_BYTES, &page.links[1]), (0, &page.links[0])];
+        let link = |number: usize| Link {
+            distance: number as u64 * BLOCK_BYTES,
+            word: &page.links[number],
+            blocks: 1,
+        };
+        let chain = [link(1), link(0)];
         let mark = Mark { slot: SLOT, sequence };
         let pusher_of = |slot| self.pusher_of(slot);
         let blocks = || Some(BLOCKS);

@@ -29,6 +29,7 @@ mod loom_slots;
 #[cfg(unix)]
 mod open;
 mod page;
+mod parcel;
 mod purge;
 mod queue;
 mod recover;

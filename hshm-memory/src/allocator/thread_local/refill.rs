@@ -6,6 +6,7 @@ use std::cell::Cell;
 use super::heap::Heap;
 use super::layout::{MEDIUM_UNITS, UNIT_BYTES, UNIT_SHIFT};
 use super::page::{Loaded, NO_EVENT, Page};
+use super::parcel;
 use super::recover;
 use super::size_class::{MEDIUM_MAX_BYTES, SMALL_CLASSES, class_of};
 use super::units;
@@ -106,6 +107,9 @@ impl Heap {
             bin.store(0, Ordering::Relaxed);
             return None;
         };
+        if List(word.load(Ordering::Relaxed)).is_of_parcel() {
+            parcel::unpack(&page, offset);
+        }
         let rest = List(word.load(Ordering::Relaxed));
         let rest = if page.contains(rest.first()) { rest } else { List::EMPTY };
         Some((page, offset, rest))

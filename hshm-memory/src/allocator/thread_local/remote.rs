@@ -42,21 +42,32 @@ pub(crate) fn push<'s>(
     pusher_of: impl Fn(u32) -> Option<Pusher<'s>>,
     carved: impl Fn() -> Option<u32>,
 ) -> Result<bool, Overfull> {
-    push_chain(list, place.page, &[(place.offset_in_page, link)], mark, pusher_of, carved)
+    let link = Link { distance: place.offset_in_page, word: link, blocks: 1 };
+    push_chain(list, place.page, &[link], mark, pusher_of, carved)
 }
 
-/// The same with several blocks of the page that begins at `page`: each block's distance from there,
-/// and its first word. All of them are pushed, or none.
+/// A block that is to be put on a list, alone or as the first of a parcel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Link<'s> {
+    /// Its distance from the page's beginning.
+    pub(crate) distance: u64,
+    /// Its first word.
+    pub(crate) word: &'s AtomicU64,
+    /// How many blocks it stands for: 1, or all of the parcel.
+    pub(crate) blocks: u32,
+}
+
+/// The same with several blocks of the page that begins at `page`. All of them are pushed, or none.
 pub(crate) fn push_chain<'s>(
     list: &AtomicU64,
     page: u64,
-    chain: &[(u64, &AtomicU64)],
+    chain: &[Link<'_>],
     mark: Mark,
     pusher_of: impl Fn(u32) -> Option<Pusher<'s>>,
     carved: impl Fn() -> Option<u32>,
 ) -> Result<bool, Overfull> {
-    let Some(&(first, _)) = chain.last() else { return Ok(true) };
-    let more = u32::try_from(chain.len()).map_err(|_| Overfull)?;
+    let Some(first) = chain.last() else { return Ok(true) };
+    let more = chain.iter().fold(0_u32, |more, link| more.saturating_add(link.blocks));
     // ORDER: Acquire pairs with the Release below and in `take`, so that acknowledging sees the
     // pusher's journal.
     let mut word = Remote(list.load(Ordering::Acquire));
@@ -66,15 +77,16 @@ pub(crate) fn push_chain<'s>(
             return Err(Overfull);
         }
         let mut rest = word.to_list(page);
-        for &(offset_in_page, link) in chain {
+        for &Link { distance, word, blocks } in chain {
+            let link = if blocks > 1 { rest.of_parcel() } else { rest };
             // ORDER: Relaxed: the blocks are ours until the compare-and-swap below publishes them.
-            link.store(rest.0, Ordering::Relaxed);
-            rest = rest.with_first(page + offset_in_page);
+            word.store(link.0, Ordering::Relaxed);
+            rest = List::new(page + distance, rest.count() + blocks);
         }
         // Died here: the blocks are still allocated, or in a cache.
         crate::crash_point!("free.linked");
         acknowledge(list, word, page, &pusher_of);
-        let pushed = word.with_chain(first, more, mark.slot, mark.sequence);
+        let pushed = word.with_chain(first.distance, more, mark.slot, mark.sequence);
         // ORDER: Release publishes the link to whoever takes the list; Acquire as above. SeqCst,
         // because the caller looks at the page's owner next, who may be giving the page up: one
         // of the two must see the other's write.

@@ -1,6 +1,7 @@
 //! Following the lists of a page block by block, whatever stands in them.
 
 use super::page::Page;
+use super::parcel;
 use super::words::List;
 use crate::sync::Ordering;
 
@@ -45,7 +46,17 @@ impl Met {
             }
             found += 1;
             let word = page.view.word(offset).ok_or(Fault::NoBlock(offset))?;
-            let next = List(word.load(Ordering::Relaxed));
+            let link = List(word.load(Ordering::Relaxed));
+            if link.is_of_parcel() {
+                for named in parcel::named(page, offset) {
+                    let index = page.index_of(named).ok_or(Fault::NoBlock(named))?;
+                    if !self.insert(index) {
+                        return Err(Fault::Twice(named));
+                    }
+                    found += 1;
+                }
+            }
+            let next = link.without_parcel();
             rest = if page.contains(next.first()) { next } else { List::EMPTY };
         }
         if found == list.count() {

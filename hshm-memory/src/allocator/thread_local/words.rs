@@ -120,14 +120,31 @@ impl Tag {
 }
 
 /// A list of free blocks of one page: the first block's offset (high 48 bits) and how many there
-/// are (low 16). The first eight bytes of each block on it are the list word of the rest; zero
-/// ends it.
+/// are (low 16). The first eight bytes of each block on it are the list word of the rest, with the
+/// highest bit set if the block heads a parcel ([`super::parcel`]); zero ends it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct List(pub(crate) u64);
 
 impl List {
     pub(crate) const EMPTY: Self = Self(0);
     const COUNT_BITS: u32 = 64 - OFFSET_BITS;
+    /// A bit that no offset has, segments being shorter: so no list with it is of any page.
+    const PARCEL: u64 = 1 << 63;
+
+    /// The link of a block that heads a parcel, the rest behind the parcel being this list.
+    pub(crate) const fn of_parcel(self) -> Self {
+        Self(self.0 | Self::PARCEL)
+    }
+
+    /// Whether this is such a link.
+    pub(crate) const fn is_of_parcel(self) -> bool {
+        self.0 & Self::PARCEL != 0
+    }
+
+    /// The rest behind the parcel, or the list as it is.
+    pub(crate) const fn without_parcel(self) -> Self {
+        Self(self.0 & !Self::PARCEL)
+    }
 
     /// The first block's offset, made a multiple of the granule whatever stands there.
     #[inline(always)]
