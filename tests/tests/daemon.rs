@@ -9,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 
 use hshm_client::{Client, CreateOptions, Error, Segment};
-use hshm_memory::OffsetPointer;
+use hshm_memory::{OffsetPointer, ProcessId};
 use hshm_tests::process::{Worker, binary, wait_until};
 use hshm_tests::ring::{RING_BYTES, shared_word};
 use hshmd::paths::Namespace;
@@ -172,23 +172,34 @@ fn a_client_in_another_pid_namespace_is_recovered_when_it_dies() {
     };
     client.create(&options).unwrap();
     let segment = client.attach("apart").unwrap();
+    let this = ProcessId::current().unwrap();
+    let block = segment.put_bytes(b"to be").unwrap();
+    assert_eq!(segment.holders(), [this]);
     for round in 1..=3 {
         let mut command = apart();
-        command.args([WORKER, "exchange-as-client", "apart"]).arg(daemon.socket()).arg("0");
+        command.args([WORKER, "exchange-apart", "apart"]).arg(daemon.socket()).arg("0");
         let mut worker = Worker::start(command.stdin(Stdio::null()));
         worker.expect("at work");
-        let holders = || segment.holders();
-        wait_until("it holds a slot", || !holders().is_empty());
+        // It has looked for the dead before, and does not see this process: who holds its slot still.
+        let others = || {
+            let mut holders = segment.holders();
+            assert!(holders.contains(&this), "this process's slot was taken: {holders:?}");
+            holders.retain(|holder| *holder != this);
+            holders
+        };
+        wait_until("it holds a slot", || !others().is_empty());
         // It is held by the name that this namespace knows the process by, which lives.
-        let holder = holders()[0];
+        let holder = others()[0];
         assert!(holder.pid > 1 && holder.is_alive(), "{holder:?}");
         // Nobody takes it for dead meanwhile.
         assert_eq!(segment.recover_dead().slots, 0);
         worker.kill();
         wait_until("its slot is recovered", || client.status().unwrap().recovered_slots == round);
-        assert!(holders().is_empty());
+        assert!(others().is_empty());
         assert!(client.check("apart").unwrap().is_clean());
     }
+    // SAFETY: the block is ours.
+    unsafe { segment.free(block) }.unwrap();
     drop(segment);
     client.destroy("apart", false).unwrap();
     daemon.stop();

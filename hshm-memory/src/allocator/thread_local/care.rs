@@ -111,7 +111,8 @@ impl ThreadLocalAllocator {
 
     /// Recovers every slot of `dead`, which has ended: operations that it was about are finished or
     /// undone, and its pages are left to the others or freed, as [`OnExit`] says. Does nothing if
-    /// the process is found alive.
+    /// the process is found alive, nor in a process that lives in another pid namespace than the daemon
+    /// that it attached through: there the living would pass for dead.
     ///
     /// It may be interrupted at any point and called again; of several callers, each slot is
     /// recovered by one. Nobody waits for it.
@@ -127,7 +128,7 @@ impl ThreadLocalAllocator {
     /// ```
     #[must_use]
     pub fn recover(&self, dead: ProcessId) -> RecoveryReport {
-        if dead.is_alive() {
+        if self.inner.is_apart() || dead.is_alive() {
             return RecoveryReport::default();
         }
         // Without a name of our own nobody could tell whether we are still at it.

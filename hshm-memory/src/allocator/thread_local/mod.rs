@@ -135,6 +135,12 @@ impl Inner {
         }
         Ok(SlotWord(identity).process())
     }
+
+    /// Whether others see this process under another number than it sees itself: then it sees them
+    /// under other numbers too, or not at all, and cannot tell who is dead.
+    fn is_apart(&self) -> bool {
+        self.identity.load(Ordering::Relaxed) != 0
+    }
 }
 
 impl fmt::Debug for ThreadLocalAllocator {

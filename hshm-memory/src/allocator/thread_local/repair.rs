@@ -36,10 +36,16 @@ impl ThreadLocalAllocator {
     ///
     /// # Errors
     /// [`AllocError::InUse`] if a living process, be it the caller's, holds a worker slot;
-    /// [`AllocError::Identity`]; [`AllocError::Backend`] if there is no memory for a slot.
+    /// [`AllocError::Identity`], also in another pid namespace than the daemon's, where nobody can tell
+    /// who lives; [`AllocError::Backend`] if there is no memory for a slot.
     pub fn repair(&self) -> Result<RepairReport, AllocError> {
         let view = &*self.inner.view;
         view.refresh_limit();
+        if self.inner.is_apart() {
+            let message =
+                "in a pid namespace that the daemon does not share: have the daemon repair it";
+            return Err(AllocError::Identity(std::io::Error::other(message)));
+        }
         let by = ProcessId::current().map_err(AllocError::Identity)?;
         let mut repair = Repair { view, report: RepairReport::default(), used: Vec::new() };
         repair.take_all_slots(by)?;

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 
 use hshm_client::{Client, Segment};
-use hshm_memory::{OffsetPointer, ThreadLocalAllocator};
+use hshm_memory::{AllocError, OffsetPointer, RecoveryReport, ThreadLocalAllocator};
 use hshm_tests::cells::Cells;
 use hshm_tests::random::Random;
 use hshm_tests::ring::{RING_BYTES, shared_word};
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         ["exchange-as-client", name, socket, side] => {
             exchange_as_client(name, socket, number(side))
         }
+        ["exchange-apart", name, socket, side] => exchange_apart(name, socket, number(side)),
         ["exchange-and-tell", name, socket, side] => exchange_and_tell(name, socket, number(side)),
         ["call-as-client", name, socket] => call_as_client(name, socket),
         ["send", name, sender, count] => {
@@ -79,6 +80,17 @@ fn exchange_as_client(name: &str, socket: &str, side: u64) {
     let count = shared_word(&segment, OffsetPointer::new(place));
     say("at work");
     exchange::run(&segment, side, u64::MAX, |received| count.store(received, Ordering::Relaxed));
+}
+
+/// The same where the other users of the segment cannot be seen, and pass for dead: this process does
+/// nothing to them.
+fn exchange_apart(name: &str, socket: &str, side: u64) {
+    let segment = attach_by_daemon(name, socket);
+    assert_eq!(segment.recover_dead(), RecoveryReport::default());
+    let refused = segment.repair();
+    assert!(matches!(refused, Err(AllocError::Identity(_))), "{refused:?}");
+    drop(segment);
+    exchange_as_client(name, socket, side);
 }
 
 /// Exchanges blocks with another until it is killed, and says now and then how many it has received.
