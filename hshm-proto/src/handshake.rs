@@ -34,7 +34,7 @@ pub struct VersionRange {
 
 impl VersionRange {
     /// What this release speaks.
-    pub const SUPPORTED: Self = Self { min: 1, max: 2 };
+    pub const SUPPORTED: Self = Self { min: 1, max: 3 };
 
     /// The newest version that both speak.
     ///

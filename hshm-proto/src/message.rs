@@ -441,6 +441,9 @@ pub enum SessionState {
     /// It has none, but lives and holds worker slots: it closed its connection, was forked by a
     /// process that had one, or comes from before the daemon's start.
     Holding,
+    /// It died, and what it held of the segments named is being recovered. From version 3 on; told to
+    /// nobody who speaks an earlier one.
+    Recovering,
 }
 
 /// The daemon.

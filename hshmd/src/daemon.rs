@@ -121,10 +121,12 @@ async fn run_async(
     let processes = Arc::new(Processes::default());
     let (mut reaper, watcher) = Reaper::new(Arc::clone(&registry), Arc::clone(&processes));
 
+    let (stop, stopping) = watch::channel(false);
+
     registry.adopt_all(inherited.kept)?;
     // The dead of the time without daemon are recovered before the first client comes, and only
     // then are heaps walked.
-    reaper.sweep().await;
+    reaper.sweep(&stopping).await;
     registry.check_idle();
 
     registry.create_declared(&config.segments);
@@ -139,7 +141,6 @@ async fn run_async(
     if let Some(path) = listener.path() {
         config.socket = path.to_path_buf();
     }
-    let (stop, stopping) = watch::channel(false);
     let sweeping = tokio::spawn(reaper.run(config.sweep_interval, stopping.clone()));
     let shared = Arc::new(Shared {
         config,

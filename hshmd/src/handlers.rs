@@ -9,7 +9,7 @@ use hshm_memory::{AnyAllocator, BackendOptions, CheckReport, ProcessId};
 use hshm_proto::limits::{MAX_TEXT_BYTES, SEGMENTS_PER_PAGE, WORKERS_PER_PAGE, truncated};
 use hshm_proto::{
     CreateSegment, ErrorCode, ErrorReply, EventKind, HeapPage, ReplyBody, RequestBody, StatusInfo,
-    VersionRange,
+    Version, VersionRange,
 };
 use nix::sys::stat::{Mode, fchmod};
 use tracing::{error, info};
@@ -33,6 +33,8 @@ const FEW_HOLDERS: usize = 16;
 pub(crate) struct Caller {
     pub(crate) session: u64,
     pub(crate) peer: Peer,
+    /// The protocol version that is spoken with it.
+    pub(crate) version: Version,
     /// The segment layout that it reads.
     pub(crate) layout_version: u32,
 }
@@ -97,7 +99,7 @@ pub(crate) async fn handle(
         }
         RequestBody::Ping => ReplyBody::Done,
         RequestBody::Sessions { after } => {
-            let (sessions, more) = shared.processes.page(after, &caller.peer);
+            let (sessions, more) = shared.processes.page(after, &caller.peer, caller.version);
             ReplyBody::Sessions { sessions, more }
         }
         RequestBody::Status if has_few_segments(shared) => status(shared),

@@ -46,6 +46,7 @@ mod pidfd;
 mod processes;
 mod quota;
 mod reaper;
+mod recovery;
 mod registry;
 mod reload;
 mod repair;

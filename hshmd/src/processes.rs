@@ -9,7 +9,7 @@ use hshm_memory::ProcessId;
 use hshm_proto::limits::{
     MAX_CLIENT_NAME_BYTES, SEGMENTS_PER_SESSION_SHOWN, SESSIONS_PER_PAGE, truncated,
 };
-use hshm_proto::{SessionInfo, SessionState};
+use hshm_proto::{SessionInfo, SessionState, Version};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
 
@@ -17,6 +17,9 @@ use crate::access::Peer;
 use crate::config::Limits;
 use crate::quota::is_limited;
 use crate::state::now_unix_ms;
+
+/// The first version of the protocol that has [`SessionState::Recovering`].
+const TELLS_OF_RECOVERY: Version = 3;
 
 /// Connections and watched processes.
 #[derive(Debug, Default)]
@@ -38,6 +41,7 @@ struct Table {
     last_number: u64,
     connections: BTreeMap<u64, Connection>,
     watched: HashMap<ProcessId, Watched>,
+    dying: BTreeMap<ProcessId, Dying>,
     recovered_processes: u64,
     recovered_slots: u64,
 }
@@ -67,6 +71,20 @@ struct Watched {
     watcher: AbortHandle,
 }
 
+/// A process that died and is being recovered.
+#[derive(Debug)]
+struct Dying {
+    number: u64,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    name: String,
+    since_unix_ms: u64,
+    /// Segments that it used and that are not recovered yet.
+    left: BTreeSet<String>,
+    /// Worker slots recovered so far.
+    slots: u32,
+}
+
 /// A connection's entry, which goes with this value. Its process stays watched while it holds worker
 /// slots.
 #[derive(Debug)]
@@ -87,6 +105,8 @@ impl Drop for Connected {
 pub(crate) struct Counts {
     pub(crate) connections: u64,
     pub(crate) watched: u64,
+    /// Processes that died, held something, and are not wholly recovered yet.
+    pub(crate) recovering: u64,
     pub(crate) recovered_processes: u64,
     pub(crate) recovered_slots: u64,
 }
@@ -95,6 +115,28 @@ impl Table {
     fn next_number(&mut self) -> u64 {
         self.last_number += 1;
         self.last_number
+    }
+
+    /// The dead that are not wholly recovered yet, with the segments that are left.
+    fn recovering(
+        &self,
+        after: Option<u64>,
+        may_see: impl Fn(Option<u32>) -> bool,
+    ) -> impl Iterator<Item = SessionInfo> {
+        let is_shown = move |dying: &&Dying| {
+            after.is_none_or(|after| dying.number > after) && !dying.left.is_empty()
+        };
+        let dying =
+            self.dying.iter().filter(move |(_, dying)| is_shown(dying) && may_see(dying.uid));
+        dying.map(|(process, dying)| {
+            let Dying { number, uid, gid, name, since_unix_ms, left, .. } = dying;
+            entry(
+                (*number, *process, *uid, *gid, *since_unix_ms),
+                name.clone(),
+                SessionState::Recovering,
+                left.clone(),
+            )
+        })
     }
 
     fn is_connected(&self, process: ProcessId) -> bool {
@@ -229,22 +271,55 @@ impl Processes {
     }
 
     /// The process died: its connections are closed, and it is watched no more. Returns the segments
-    /// that it had attached or held worker slots of, as far as is known.
-    pub(crate) fn died(&self, process: ProcessId) -> BTreeSet<String> {
+    /// that it had attached or held worker slots of, as far as is known; `held` are such.
+    pub(crate) fn died(&self, process: ProcessId, held: &BTreeSet<String>) -> BTreeSet<String> {
         let mut table = self.table();
-        let mut used = BTreeSet::new();
+        let mut used = held.clone();
+        let (mut number, mut user, mut name) = (None, None, None);
         if let Some(watched) = table.watched.remove(&process) {
             watched.watcher.abort();
-            used = watched.holds;
+            (number, user) = (Some(watched.number), watched.uid.zip(watched.gid));
+            used.extend(watched.holds);
             used.extend(watched.left);
         }
         for connection in table.connections.values_mut() {
             if connection.peer.process == Some(process) {
                 connection.close.notify_one();
+                user = Some((connection.peer.uid, connection.peer.gid));
+                name = Some(connection.client_name.clone());
                 used.append(&mut connection.attached);
             }
         }
+        let number = number.unwrap_or_else(|| table.next_number());
+        let name = name.unwrap_or_else(|| command_name(process));
+        let ((uid, gid), left) = (user.unzip(), used.clone());
+        let dying = Dying { number, uid, gid, name, since_unix_ms: now_unix_ms(), left, slots: 0 };
+        table.dying.insert(process, dying);
         used
+    }
+
+    /// Worker slots of a dead process were recovered.
+    pub(crate) fn count_recovered(&self, process: ProcessId, slots: u32) {
+        let mut table = self.table();
+        table.recovered_slots += u64::from(slots);
+        if let Some(dying) = table.dying.get_mut(&process) {
+            dying.slots += slots;
+        }
+    }
+
+    /// What a dead process held of one segment is recovered.
+    pub(crate) fn recovered_in(&self, process: ProcessId, segment: &str) {
+        if let Some(dying) = self.table().dying.get_mut(&process) {
+            dying.left.remove(segment);
+        }
+    }
+
+    /// The recovery of a dead process is over. Returns how many worker slots of it were recovered.
+    pub(crate) fn buried(&self, process: ProcessId) -> u32 {
+        let mut table = self.table();
+        let slots = table.dying.remove(&process).map_or(0, |dying| dying.slots);
+        table.recovered_processes += u64::from(slots > 0);
+        slots
     }
 
     /// What a search of all segments found: who holds slots of which. Processes that hold none and
@@ -267,25 +342,26 @@ impl Processes {
         }
     }
 
-    pub(crate) fn count_recovery(&self, slots: u32) {
-        let mut table = self.table();
-        table.recovered_processes += 1;
-        table.recovered_slots += u64::from(slots);
-    }
-
     pub(crate) fn counts(&self) -> Counts {
         let table = self.table();
         Counts {
             connections: count(table.connections.len()),
             watched: count(table.watched.len()),
+            recovering: count(table.dying.values().filter(|dying| !dying.left.is_empty()).count()),
             recovered_processes: table.recovered_processes,
             recovered_slots: table.recovered_slots,
         }
     }
 
     /// A page of the sessions that `viewer` may see, and whether there are more: administrators see
-    /// all, others those of their own user.
-    pub(crate) fn page(&self, after: Option<u64>, viewer: &Peer) -> (Vec<SessionInfo>, bool) {
+    /// all, others those of their own user. Who speaks an early `version` of the protocol is not told of
+    /// the dead.
+    pub(crate) fn page(
+        &self,
+        after: Option<u64>,
+        viewer: &Peer,
+        version: Version,
+    ) -> (Vec<SessionInfo>, bool) {
         let table = self.table();
         let no_slots = BTreeSet::new();
         let may_see = |uid: Option<u32>| viewer.is_admin() || uid == Some(viewer.uid);
@@ -293,7 +369,10 @@ impl Processes {
         // No more than can be shown are described: who asks for page after page costs little.
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         let connections = table.connections.range((first, Bound::Unbounded));
-        let connections = connections.filter(|(_, found)| may_see(Some(found.peer.uid)));
+        let connections = connections.filter(|(_, found)| {
+            let is_dead = found.peer.process.is_some_and(|it| table.dying.contains_key(&it));
+            may_see(Some(found.peer.uid)) && !is_dead
+        });
         for (number, connection) in connections.take(SESSIONS_PER_PAGE + 1) {
             let process = connection.peer.process.unwrap_or_default();
             let holds = table.watched.get(&process).map_or(&no_slots, |watched| &watched.holds);
@@ -325,6 +404,9 @@ impl Processes {
                 SessionState::Holding,
                 watched.holds.clone(),
             ));
+        }
+        if version >= TELLS_OF_RECOVERY {
+            sessions.extend(table.recovering(after, may_see));
         }
         drop(table);
         sessions.sort_by_key(|session| session.session);

@@ -41,13 +41,13 @@ fn pages_hold_every_session_once_and_only_what_the_viewer_may_see() {
         })
         .collect();
     let admin = peer(0, 99);
-    let (first, more) = processes.page(None, &admin);
+    let (first, more) = processes.page(None, &admin, 3);
     assert!(more && first.len() == SESSIONS_PER_PAGE);
-    let (second, more) = processes.page(first.last().map(|session| session.session), &admin);
+    let (second, more) = processes.page(first.last().map(|session| session.session), &admin, 3);
     assert!(!more && second.len() == 5);
     let numbers: BTreeSet<u64> = first.iter().chain(&second).map(|s| s.session).collect();
     assert_eq!(numbers.len(), SESSIONS_PER_PAGE + 5);
-    assert_eq!(processes.page(None, &peer(stranger, 99)).0.len(), 3);
+    assert_eq!(processes.page(None, &peer(stranger, 99), 3).0.len(), 3);
 }
 
 #[tokio::test]
@@ -64,14 +64,14 @@ async fn a_process_without_connection_stays_watched_only_while_it_holds_slots() 
     drop(number);
     let holders = HashMap::from([(process, BTreeSet::from(["s".to_owned()]))]);
     processes.update_holders(&holders);
-    let (sessions, _) = processes.page(None, &peer(0, 99));
+    let (sessions, _) = processes.page(None, &peer(0, 99), 3);
     let [session] = sessions.as_slice() else { panic!("one session: {sessions:?}") };
     assert_eq!((session.state, session.uid), (SessionState::Holding, Some(1)));
     assert_eq!(session.segments, ["s"]);
 
     processes.update_holders(&HashMap::new());
     assert!(!processes.is_watched(process));
-    assert!(processes.page(None, &peer(0, 99)).0.is_empty());
+    assert!(processes.page(None, &peer(0, 99), 3).0.is_empty());
 }
 
 #[tokio::test]
@@ -81,11 +81,46 @@ async fn a_death_closes_the_connections_of_that_process_alone() {
     let (close_dead, close_other) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let _dead = processes.connect(&dead, "a", Arc::clone(&close_dead), &at_most(9)).unwrap();
     let _other = processes.connect(&other, "b", Arc::clone(&close_other), &at_most(9)).unwrap();
-    processes.died(dead.process.unwrap());
+    processes.died(dead.process.unwrap(), &BTreeSet::new());
     close_dead.notified().await;
     let pending =
         tokio::time::timeout(std::time::Duration::from_millis(20), close_other.notified());
     assert!(pending.await.is_err(), "the other goes on");
+}
+
+#[tokio::test]
+async fn the_recovery_of_the_dead_shows_until_it_is_over() {
+    let processes = Arc::new(Processes::default());
+    let client = peer(1, 7);
+    let process = client.process.unwrap();
+    let session = connect(&processes, &client);
+    assert!(processes.watch(process, Some(&client), watcher()));
+    processes.attach(session.number, "s");
+    assert_eq!(processes.counts().recovering, 0);
+
+    let held = BTreeSet::from(["t".to_owned()]);
+    let used = processes.died(process, &held);
+    assert_eq!(used, BTreeSet::from(["s".to_owned(), "t".to_owned()]));
+    drop(session);
+    let shown = |viewer, version| processes.page(None, &peer(viewer, 99), version).0;
+    let [dying] = &shown(1, 3)[..] else { panic!("one is dead: {:?}", shown(1, 3)) };
+    assert_eq!((dying.state, dying.process), (SessionState::Recovering, process));
+    assert_eq!((dying.uid, dying.client_name.as_str()), (Some(1), "test"));
+    assert_eq!(dying.segments, ["s", "t"]);
+    assert!(shown(2, 3).is_empty(), "it is of another user");
+    assert!(shown(1, 2).is_empty(), "a client of an earlier release knows of no such state");
+
+    processes.count_recovered(process, 32);
+    processes.recovered_in(process, "s");
+    assert_eq!(shown(0, 3)[0].segments, ["t"]);
+    let counts = processes.counts();
+    assert_eq!((counts.recovering, counts.recovered_slots, counts.recovered_processes), (1, 32, 0));
+
+    processes.recovered_in(process, "t");
+    assert_eq!(processes.buried(process), 32);
+    assert!(shown(0, 3).is_empty());
+    let counts = processes.counts();
+    assert_eq!((counts.recovering, counts.recovered_slots, counts.recovered_processes), (0, 32, 1));
 }
 
 #[test]

@@ -4,24 +4,26 @@
 //! death is noticed at once. Besides, all worker slots are searched every second or so for holders
 //! that nobody watches: children that a client forked, clients that closed their connection, workers
 //! from before the daemon's start. They are watched from then on, or recovered if they are dead.
+//!
+//! A recovery is done in steps of bounded work, on threads that may block.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use hshm_memory::{ProcessId, RecoveryReport};
-use hshm_proto::EventKind;
+use hshm_memory::ProcessId;
 use nix::errno::Errno;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, error, warn};
 
 use crate::access::Peer;
 use crate::pidfd::{self, AsyncPidfd, Liveness};
 use crate::processes::Processes;
+use crate::recovery::Recovery;
 use crate::registry::Registry;
 
 /// What stands behind an identity found in a worker slot, which anybody may have written there.
@@ -85,6 +87,9 @@ impl Watcher {
     }
 }
 
+/// Becomes true when the daemon stops.
+type Stop = watch::Receiver<bool>;
+
 /// The task that recovers. Only one recovery runs at a time.
 #[derive(Debug)]
 pub(crate) struct Reaper {
@@ -107,23 +112,23 @@ impl Reaper {
     }
 
     /// Runs until `stop` changes.
-    pub(crate) async fn run(mut self, sweep_interval: Duration, mut stop: watch::Receiver<bool>) {
+    pub(crate) async fn run(mut self, sweep_interval: Duration, mut stop: Stop) {
         let mut sweeps = tokio::time::interval(sweep_interval);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = stop.changed() => return,
                 death = self.deaths.recv() => match death {
-                    Some(dead) => self.bury(dead).await,
+                    Some(dead) => self.bury(dead, &BTreeSet::new(), &stop).await,
                     None => return,
                 },
-                _ = sweeps.tick() => self.sweep().await,
+                _ = sweeps.tick() => self.sweep(&stop).await,
             }
         }
     }
 
     /// Searches all worker slots for holders that nobody watches.
-    pub(crate) async fn sweep(&mut self) {
+    pub(crate) async fn sweep(&mut self, stop: &Stop) {
         let registry = Arc::clone(&self.registry);
         let found = tokio::task::spawn_blocking(move || {
             registry.quarantine_cut_short();
@@ -143,12 +148,12 @@ impl Reaper {
             }
         };
         self.unclear.retain(|process| holders.contains_key(process));
-        for process in holders.keys().copied() {
+        for (&process, held) in &holders {
             if self.processes.is_watched(process) {
                 continue;
             }
             match Holder::find(process) {
-                Ok(Holder::Dead) => self.bury(process).await,
+                Ok(Holder::Dead) => self.bury(process, held, stop).await,
                 Ok(Holder::Alive(pidfd)) => {
                     if let Err(error) = self.watcher.watch(process, None, pidfd) {
                         warn!(pid = process.pid, %error, "cannot watch a holder of worker slots");
@@ -164,49 +169,32 @@ impl Reaper {
         self.processes.update_holders(&holders);
     }
 
-    /// Recovers all that a dead process left.
-    async fn bury(&mut self, dead: ProcessId) {
-        let used = self.processes.died(dead);
-        let registry = Arc::clone(&self.registry);
-        let recovered = tokio::task::spawn_blocking(move || {
-            let mut total = RecoveryReport::default();
-            let died = EventKind::Died { process: dead };
-            for name in &used {
-                // One that is gone meanwhile has lost nothing.
-                if let Ok(segment) = registry.get(name) {
-                    registry.events.publish(&segment.record, died.clone());
-                }
-            }
-            for segment in registry.all() {
-                let Some(allocator) = segment.usable() else { continue };
-                let begun = Instant::now();
-                let report = allocator.recover(dead);
-                if report != RecoveryReport::default() {
-                    let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-                    if !used.contains(&segment.record.name) {
-                        registry.events.publish(&segment.record, died.clone());
-                    }
-                    let recovered = EventKind::Recovered { process: dead, report, micros };
-                    registry.events.publish(&segment.record, recovered);
-                    info!(
-                        segment = segment.record.name,
-                        pid = dead.pid,
-                        slots = report.slots,
-                        operations_completed = report.operations_completed,
-                        operations_undone = report.operations_undone,
-                        pages_abandoned = report.pages_abandoned,
-                        pages_freed = report.pages_freed,
-                        "recovered what a dead process held"
-                    );
-                    total += report;
-                }
-            }
-            total
+    /// Recovers all that a dead process left, as long as `stop` says nothing. `held` are segments that it
+    /// was found to hold worker slots of.
+    async fn bury(&self, dead: ProcessId, held: &BTreeSet<String>, stop: &Stop) {
+        let used = self.processes.died(dead, held);
+        let (registry, processes) = (Arc::clone(&self.registry), Arc::clone(&self.processes));
+        let mut step = tokio::task::spawn_blocking(move || {
+            Recovery::new(&registry, dead, used).step(&registry, &processes)
         });
-        match recovered.await {
-            Ok(total) if total.slots > 0 => self.processes.count_recovery(total.slots),
-            Ok(_) => debug!(pid = dead.pid, "a process ended that held nothing"),
-            Err(error) => error!(pid = dead.pid, %error, "the recovery of a dead process failed"),
+        loop {
+            match step.await {
+                Ok(None) => break,
+                // Whoever comes next goes on: the slots name their dead holder still.
+                Ok(Some(_)) if *stop.borrow() => break,
+                Ok(Some(left)) => {
+                    let registry = Arc::clone(&self.registry);
+                    let processes = Arc::clone(&self.processes);
+                    step = tokio::task::spawn_blocking(move || left.step(&registry, &processes));
+                }
+                Err(error) => {
+                    error!(pid = dead.pid, %error, "the recovery of a dead process failed");
+                    break;
+                }
+            }
+        }
+        if self.processes.buried(dead) == 0 {
+            debug!(pid = dead.pid, "a process ended that held nothing");
         }
     }
 }

@@ -168,7 +168,7 @@ async fn greet(
                 client = hello.client_name,
                 "session begins"
             );
-            let caller = Caller { session, peer, layout_version: hello.layout_version };
+            let caller = Caller { session, peer, version, layout_version: hello.layout_version };
             Some((caller, connected))
         }
         Err(refusal) => {

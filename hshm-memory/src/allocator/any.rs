@@ -202,8 +202,14 @@ impl AnyAllocator {
     /// operation; what was interrupted, the next operation mends.
     #[must_use]
     pub fn recover(&self, dead: ProcessId) -> RecoveryReport {
+        self.recover_some(dead, usize::MAX)
+    }
+
+    /// The same for `most` worker slots of `dead`: as long as it finds so many, there may be more.
+    #[must_use]
+    pub fn recover_some(&self, dead: ProcessId, most: usize) -> RecoveryReport {
         match self {
-            Self::ThreadLocal(heap) => heap.recover(dead),
+            Self::ThreadLocal(heap) => heap.recover_some(dead, most),
             Self::ScalablePage(_) | Self::Stack(_) => RecoveryReport::default(),
         }
     }

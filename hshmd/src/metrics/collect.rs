@@ -19,6 +19,7 @@ pub(super) struct Segments {
     unusable: u64,
     sessions: u64,
     watched_processes: u64,
+    recovering_processes: u64,
     recovered_processes: u64,
     recovered_slots: u64,
     uptime_seconds: f64,
@@ -86,6 +87,7 @@ impl Segments {
             unusable,
             sessions: counts.connections,
             watched_processes: counts.watched,
+            recovering_processes: counts.recovering,
             recovered_processes: counts.recovered_processes,
             recovered_slots: counts.recovered_slots,
             uptime_seconds: shared.started.elapsed().as_secs_f64(),
@@ -111,6 +113,11 @@ impl Collector for Segments {
             ("unusable_segments", "Segments that can only be destroyed", self.unusable),
             ("sessions", "Connections of clients", self.sessions),
             ("watched_processes", "Processes whose death is waited for", self.watched_processes),
+            (
+                "recovering_processes",
+                "Dead processes whose worker slots are being recovered",
+                self.recovering_processes,
+            ),
         ] {
             gauge(value).encode(encoder.encode_descriptor(
                 name,

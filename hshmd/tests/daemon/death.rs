@@ -1,5 +1,6 @@
 //! Processes that die, and what becomes of what they held.
 
+use hshm_proto::limits::WORKERS_PER_PAGE;
 use hshm_proto::{
     CreateSegment, ErrorCode, Event, EventKind, ReplyBody, RequestBody, SessionState,
 };
@@ -8,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 
 use crate::harness::{Site, wait_until};
 use crate::wire::Client;
-use crate::worker::{Role, Worker};
+use crate::worker::{MANY_SLOTS, Role, Worker};
 
 fn segment(name: &str) -> CreateSegment {
     CreateSegment { worker_slots: Some(16), ..CreateSegment::new(name, 16 << 20) }
@@ -62,6 +63,41 @@ fn the_slots_of_a_killed_client_are_recovered() {
     other.finish();
     wait_until("the other's slot is free too", || slots_in_use(&mut client, "a") == 0);
     check_is_clean(&mut client, "a");
+}
+
+#[test]
+fn what_held_many_slots_is_recovered_in_steps_that_the_log_and_the_metrics_show() {
+    let site = Site::new();
+    let socket = site.state_dir().join("metrics.sock");
+    let config = site.write_config(&format!("[metrics]\nlisten = {socket:?}\n"));
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    let mut client = daemon.client();
+    client.create(CreateSegment { worker_slots: Some(200), ..CreateSegment::new("a", 16 << 20) });
+    let worker = Worker::start(&site.socket(), "a", Role::Many, None);
+    assert_eq!(slots_in_use(&mut client, "a") as u64, MANY_SLOTS.min(WORKERS_PER_PAGE as u64));
+    let pid = worker.pid();
+    worker.kill();
+    wait_until("the dead worker's slots are recovered", || {
+        client.status().recovered_processes == 1
+    });
+    assert_eq!(client.status().recovered_slots, MANY_SLOTS);
+    assert_eq!(slots_in_use(&mut client, "a"), 0);
+    check_is_clean(&mut client, "a");
+    let metrics = crate::metrics::ask(&socket, "GET /metrics");
+    for line in [
+        "hshm_recovering_processes 0".to_owned(),
+        "hshm_recovered_processes_total 1".to_owned(),
+        format!("hshm_recovered_slots_total {MANY_SLOTS}"),
+    ] {
+        assert!(metrics.lines().any(|found| found == line), "no {line:?} in {metrics}");
+    }
+    wait_until("its log tells of each step", || {
+        let log = daemon.log();
+        let of_it = |line: &&str| line.contains(&format!("pid={pid}"));
+        let steps = log.lines().filter(of_it).filter(|line| line.contains("recovering what"));
+        let ends = log.lines().filter(of_it).filter(|line| line.contains("recovered what"));
+        (steps.count(), ends.count()) == (3, 1)
+    });
 }
 
 #[test]

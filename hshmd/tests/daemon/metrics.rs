@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use crate::harness::Site;
 
 /// Sends a request line and returns everything that comes back.
-fn ask(socket: &Path, line: &str) -> String {
+pub(crate) fn ask(socket: &Path, line: &str) -> String {
     let mut stream = UnixStream::connect(socket).unwrap();
     write!(stream, "{line} HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let mut answer = String::new();

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hshm_memory::{OffsetPointer, ThreadLocalAllocator};
+use hshm_memory::{Allocator as _, OffsetPointer, ThreadLocalAllocator};
 
 use crate::wire::Client;
 
@@ -21,6 +21,8 @@ pub(crate) enum Role {
     Disconnected,
     /// Allocates and frees until it is told to end.
     Busy,
+    /// Holds more worker slots than are recovered in one step.
+    Many,
     /// Allocates, and then becomes another program, which is such a busy one.
     Replaced,
     /// Tries to attach, and reports what it is told.
@@ -30,6 +32,9 @@ pub(crate) enum Role {
     /// Attaches for reading, reports what it could do, and when it is told to, writes.
     Read,
 }
+
+/// Worker slots that [`Role::Many`] holds.
+pub(crate) const MANY_SLOTS: u64 = 100;
 
 /// A worker process.
 #[derive(Debug)]
@@ -172,6 +177,11 @@ fn plays_a_worker() {
     }
     if role == "Disconnected" {
         drop(client);
+    }
+    if role == "Many" {
+        for _ in 1..MANY_SLOTS {
+            let _ = allocator.create_tls().unwrap();
+        }
     }
     say("ready");
     let mut rounds = 0_u64;

@@ -128,12 +128,30 @@ impl ThreadLocalAllocator {
     /// ```
     #[must_use]
     pub fn recover(&self, dead: ProcessId) -> RecoveryReport {
+        self.recover_some(dead, usize::MAX)
+    }
+
+    /// The same for `most` slots of `dead`, for who recovers step by step: as long as it finds so many,
+    /// there may be more. What a step takes is bounded by the segment's units.
+    ///
+    /// # Examples
+    /// ```
+    /// # use hshm_memory::{ProcessId, doc_heap};
+    /// # let heap = doc_heap();
+    /// let dead = ProcessId { pid: 1 << 21, start_ticks: 1 };
+    /// while heap.recover_some(dead, 16).slots == 16 {
+    ///     // There is time for something else.
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn recover_some(&self, dead: ProcessId, most: usize) -> RecoveryReport {
         if self.inner.is_apart() || dead.is_alive() {
             return RecoveryReport::default();
         }
         // Without a name of our own nobody could tell whether we are still at it.
         let Ok(by) = ProcessId::current() else { return RecoveryReport::default() };
-        recover::recover_process(&self.inner.view, dead, by)
+        recover::recover_process(&self.inner.view, dead, by, most)
     }
 
     /// Looks for holders that have ended, and recovers them. For processes that share a segment

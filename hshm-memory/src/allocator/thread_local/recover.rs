@@ -19,13 +19,21 @@ use crate::process::ProcessId;
 use crate::report::RecoveryReport;
 use crate::sync::Ordering;
 
-/// Recovers every slot that `dead` holds. Slots that another recoverer works on are left to it.
-pub(super) fn recover_process(view: &View, dead: ProcessId, by: ProcessId) -> RecoveryReport {
+/// Recovers slots that `dead` holds, `most` of them. Slots that another recoverer works on are left to it.
+pub(super) fn recover_process(
+    view: &View,
+    dead: ProcessId,
+    by: ProcessId,
+    most: usize,
+) -> RecoveryReport {
     let mut report = RecoveryReport::default();
     // What the dead had may lie where the segment has grown since we last looked.
     view.refresh_limit();
     let mut vacated = Vec::new();
     for (id, word) in view.slots_in_use() {
+        if vacated.len() >= most {
+            break;
+        }
         if word.process() != dead {
             continue;
         }

@@ -25,6 +25,7 @@ fn row(session: &SessionInfo) -> Vec<String> {
     let state = match session.state {
         SessionState::Connected => "connected",
         SessionState::Holding => "holding",
+        SessionState::Recovering => "recovering",
         _ => "other",
     };
     let mut segments = session.segments.join(" ");
