@@ -51,6 +51,8 @@ struct Storm<'a> {
     incarnations: u64,
     restart_at: Option<Instant>,
     counts: Counts,
+    /// What the last audit found.
+    unaccounted: u64,
     started: Instant,
     shown: Instant,
 }
@@ -70,6 +72,7 @@ pub(crate) fn run(arguments: &StormArgs) -> Result<(), Failure> {
         incarnations: 0,
         restart_at: None,
         counts: Counts::default(),
+        unaccounted: 0,
         started: Instant::now(),
         shown: Instant::now(),
     };
@@ -115,12 +118,14 @@ impl Storm<'_> {
         let time = self.arguments.seconds.map(Duration::from_secs);
         let kills = self.arguments.kills;
         let daemon_kills = self.arguments.daemon_kills.unwrap_or(kills / 100);
-        while self.counts.kills < kills && time.is_none_or(|time| self.started.elapsed() < time) {
+        while (self.counts.kills < kills || self.counts.daemon_kills < daemon_kills)
+            && time.is_none_or(|time| self.started.elapsed() < time)
+        {
             self.look_around()?;
             if self.counts.kills * (AUDITS + 1) / kills.max(1) > self.counts.audits {
                 self.take_stock()?;
             }
-            let due = self.counts.kills * daemon_kills / kills.max(1);
+            let due = daemon_kills.min(self.counts.kills * daemon_kills / kills.max(1));
             if due > self.counts.daemon_kills && self.site.is_running() {
                 self.site.kill()?;
                 self.counts.daemon_kills += 1;
@@ -251,12 +256,27 @@ impl Storm<'_> {
             std::thread::sleep(Duration::from_micros(500));
         }
         self.wait_for_recovery()?;
-        let found = audit(self.segment)?;
+        let found = self.audit()?;
         self.counts.audits += 1;
         self.counts.audited_blocks += found.verified;
         self.table().give(Command::Run);
         self.workers.iter_mut().for_each(Worker::resume);
         Ok(found)
+    }
+
+    /// Compares what is allocated with what the cells name, to the byte.
+    fn audit(&mut self) -> Result<Found, Failure> {
+        let found = audit(self.segment)?;
+        self.unaccounted = found.unaccounted;
+        if found.unaccounted == 0 {
+            return Ok(found);
+        }
+        Err(Failure::Failed(format!(
+            "{} bytes are unaccounted for: the cells name {}, and {} are allocated",
+            found.unaccounted,
+            found.named_bytes,
+            self.segment.report().allocated_bytes
+        )))
     }
 
     /// The end: counts, kills everybody, counts again, frees everything.
@@ -268,13 +288,13 @@ impl Storm<'_> {
             self.counts.kills += 1;
         }
         self.wait_for_recovery()?;
-        audit(self.segment)?;
+        self.audit()?;
         for cell in 0..CELLS {
             // SAFETY: [owned] nobody else is there.
             let emptied = unsafe { self.segment.free_from(self.table().cell(cell)) };
             emptied.map_err(|error| format!("cell {cell} cannot be emptied: {error}"))?;
         }
-        let found = audit(self.segment)?;
+        let found = self.audit()?;
         let left = self.segment.report().allocated_bytes;
         if found.blocks > 0 || left > 0 {
             return Err(Failure::Failed(format!("{left} bytes are left when all was freed")));
@@ -311,7 +331,10 @@ impl Storm<'_> {
         let longest = Duration::from_nanos(longest.unwrap_or(0));
         let Counts { kills, kills_of_stopped, kills_of_starting, .. } = self.counts;
         let Counts { stops, daemon_kills, audits, audited_blocks, .. } = self.counts;
-        let unaccounted = if is_whole { "0" } else { "not known: it was cut short" };
+        let unaccounted = match self.unaccounted {
+            0 if !is_whole => "not known: it was cut short".to_owned(),
+            bytes => bytes.to_string(),
+        };
         let (workers, seed) = (self.arguments.workers, self.arguments.seed);
         let policy = policy(self.arguments.on_exit);
         format!(
