@@ -8,18 +8,23 @@ use hshm_tests::crash::allocator_points;
 use hshm_tests::crash::operations::{OPERATIONS, Operation};
 use hshm_tests::crash::process;
 use hshm_tests::crash::stage::Stage;
-use hshm_tests::crash::verdict;
+use hshm_tests::crash::verdict::{self, First};
 use nix::sys::signal::{Signal, kill};
 
 /// How often a point is passed at most before the death.
 const PASSES: u32 = 9;
 
 /// Kills a process at `point` of `operation`. False if it does not come by there so often.
-fn kill_at(operation: &Operation, point: &'static str, passes: u32) -> Result<bool, String> {
+fn kill_at(
+    operation: &Operation,
+    point: &'static str,
+    passes: u32,
+    first: First,
+) -> Result<bool, String> {
     let stage = Stage::set(operation, arm, || {}, || assert!(arm(point, passes)))?;
     kill(stage.child, Signal::SIGCONT).map_err(|errno| errno.to_string())?;
     let killed = process::was_killed(process::wait(stage.child)?)?;
-    verdict::judge(operation, &stage.world, stage.before)?;
+    verdict::judge(operation, &stage.world, stage.before, first)?;
     Ok(killed)
 }
 
@@ -44,7 +49,7 @@ const OF_RECOVERY: &[(&str, usize)] = &[
 fn kill_recoverers(operation: &Operation) -> Result<usize, String> {
     let mut reached = Vec::new();
     for &(point, times) in OF_RECOVERY {
-        if kill_at(operation, point, 0)? {
+        if kill_at(operation, point, 0, First::Recovery)? {
             reached.extend(std::iter::repeat_n(point, times));
         }
     }
@@ -63,7 +68,7 @@ fn kill_recoverers(operation: &Operation) -> Result<usize, String> {
         }
         deaths += 1;
     }
-    verdict::judge(operation, &stage.world, stage.before)?;
+    verdict::judge(operation, &stage.world, stage.before, First::Recovery)?;
     Ok(deaths)
 }
 
@@ -89,12 +94,14 @@ fn nothing_is_lost_at_any_crash_point() {
     let mut reached: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for operation in OPERATIONS.iter().filter(|operation| operation.name.contains(&only)) {
         for point in allocator_points() {
-            for passes in 0..PASSES {
-                match kill_at(operation, point.name, passes) {
+            for (passes, first) in (0..PASSES).flat_map(|n| First::ALL.map(|f| (n, f))) {
+                match kill_at(operation, point.name, passes, first) {
                     Ok(true) => kills += 1,
                     Ok(false) => break,
                     Err(error) => {
-                        let place = format!("{}, {} after {passes}", operation.name, point.name);
+                        let name = operation.name;
+                        let place =
+                            format!("{name}, {} after {passes}, {first:?} first", point.name);
                         failures.push(format!("{place}: {error}"));
                         break;
                     }

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 
 use super::operations::{OPERATIONS, Operation};
 use super::process;
-use super::verdict::{self, Before};
+use super::verdict::{self, Before, First};
 use super::world::{Arm, World};
 
 /// A process that waits for its death, and what must be true after it.
@@ -25,7 +25,7 @@ pub trait Scene {
     ///
     /// # Errors
     /// What is not as it must be.
-    fn judge(&self) -> Result<(), String>;
+    fn judge(&self, first: First) -> Result<(), String>;
 }
 
 /// A segment and a process that waits for its death.
@@ -88,8 +88,8 @@ impl Scene for Stage {
         self.world.is_finished()
     }
 
-    fn judge(&self) -> Result<(), String> {
-        verdict::judge(&self.operation, &self.world, self.before).map(drop)
+    fn judge(&self, first: First) -> Result<(), String> {
+        verdict::judge(&self.operation, &self.world, self.before, first).map(drop)
     }
 }
 

@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 
 use super::process;
 use super::stage::Scene;
+use super::verdict::First;
 use super::zygote::Zygote;
 
 /// How far before the instruction a breakpoint may be.
@@ -74,7 +75,10 @@ pub struct Theatre(Zygote);
 
 /// What is asked of the zygote's children.
 const RECORD: u64 = 0;
+/// To be killed, then recovered.
 const KILL: u64 = 1;
+/// To be killed, then recovered when the survivors have gone on.
+const KILL_AMONG_SURVIVORS: u64 = 2;
 /// The address of no instruction: the operation is over.
 const OVER: u64 = 0;
 
@@ -94,7 +98,8 @@ impl Theatre {
                 if what == RECORD {
                     record(&scene)
                 } else {
-                    kill_after(&scene, (address, earlier), steps, expected)
+                    let first = if what == KILL { First::Recovery } else { First::Survivors };
+                    kill_after(&scene, (address, earlier), steps, expected, first)
                 }
             });
             match outcome {
@@ -150,8 +155,10 @@ impl Theatre {
         let anchor = if steps <= STRETCH { 0 } else { anchor };
         let expected = trace.addresses.get(steps).copied().unwrap_or(OVER);
         let (address, earlier) = (trace.addresses[anchor], trace.earlier[anchor]);
+        // What is the same after several steps is recovered both ways, if there is a kill after each.
+        let what = if steps.is_multiple_of(2) { KILL } else { KILL_AMONG_SURVIVORS };
         let steps = (steps - anchor) as u64;
-        let words = self.ask([KILL, address, earlier.into(), steps, expected])?;
+        let words = self.ask([what, address, earlier.into(), steps, expected])?;
         Ok(words == [1])
     }
 }
@@ -176,7 +183,7 @@ fn record(scene: &impl Scene) -> Result<Vec<u64>, String> {
         }
     }
     end(scene.child())?;
-    scene.judge()?;
+    scene.judge(First::Recovery)?;
     Ok(addresses)
 }
 
@@ -187,6 +194,7 @@ fn kill_after(
     (address, earlier): (u64, u64),
     steps: u64,
     expected: u64,
+    first: First,
 ) -> Result<Vec<u64>, String> {
     let child = scene.child();
     if !run_to(child, address, earlier)? {
@@ -200,7 +208,7 @@ fn kill_after(
         next => address_of(child)? == next,
     };
     end(child)?;
-    scene.judge()?;
+    scene.judge(first)?;
     Ok(vec![u64::from(is_there)])
 }
 

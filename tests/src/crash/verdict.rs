@@ -12,6 +12,20 @@ use super::world::{CELLS, World};
 const FILLER: usize = 8 << 10;
 const FILLERS_PER_UNIT: u64 = 8;
 
+/// Who comes first after a death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum First {
+    /// Whoever recovers the dead.
+    Recovery,
+    /// The others, who work on the same pages meanwhile and wait for nobody.
+    Survivors,
+}
+
+impl First {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Recovery, Self::Survivors];
+}
+
 /// How things stand before an operation.
 #[derive(Clone, Copy, Debug)]
 pub struct Before {
@@ -49,8 +63,9 @@ impl Before {
     }
 }
 
-/// Recovers the segment and tests everything that can be said of it, then lets the survivor work on
-/// it and free what there is. Returns what the recovery found.
+/// Recovers the segment, when the survivors have worked on it if they are `first`, and tests everything
+/// that can be said of it, then lets the survivors work on it and free what there is. Returns what the
+/// recovery found.
 ///
 /// # Errors
 /// What is not as it must be.
@@ -58,13 +73,20 @@ pub fn judge(
     operation: &Operation,
     world: &World,
     before: Before,
+    first: First,
 ) -> Result<RecoveryReport, String> {
+    if operation.on_exit == OnExit::Reclaim {
+        // Nobody uses the blocks of the dead any more.
+        world.forget_from(before.survivors);
+    }
+    if first == First::Survivors {
+        let known = world.known();
+        work(operation, world)?;
+        world.drop_blocks(known..world.known());
+    }
     let recovered = world.heap.recover_dead();
     clean(world, "after recovery")?;
     let outcome = balance(operation, world, before)?;
-    if operation.on_exit == OnExit::Reclaim {
-        world.forget_from(before.survivors);
-    }
     if outcome.freed {
         world.forget(0);
     }

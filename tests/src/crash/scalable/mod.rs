@@ -12,6 +12,7 @@ use self::operations::{Operation, Outcome};
 use self::world::{LARGE, SMALL, World};
 use super::process;
 use super::stage::{Scene, stopped};
+use super::verdict::First;
 use super::world::Arm;
 
 /// A heap and a process that waits for its death.
@@ -106,7 +107,8 @@ impl Scene for Stage {
         self.world.is_finished()
     }
 
-    fn judge(&self) -> Result<(), String> {
+    /// Whoever comes first takes the lock over, and the others wait for that.
+    fn judge(&self, _: First) -> Result<(), String> {
         self.outcome().map(drop)
     }
 }
