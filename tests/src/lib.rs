@@ -10,6 +10,7 @@ pub mod cells;
 pub mod crash;
 pub mod guarded;
 pub mod model;
+pub mod own_shm;
 pub mod process;
 pub mod random;
 pub mod ring;

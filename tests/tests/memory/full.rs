@@ -2,11 +2,12 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use hshm_memory::{
     AllocError, BackendError, InitOptions, OffsetPointer, PosixShmMmap, SegmentError,
 };
+use hshm_tests::own_shm::with_own_shm;
 use hshm_tests::process::{Worker, wait_until};
 use hshm_tests::random::Random;
 use hshm_tests::segment::{Kind, TempName, TestSegment, VARIANTS};
@@ -121,29 +122,14 @@ fn sizes_that_make_no_sense_are_refused_and_leave_nothing() {
     assert!(matches!(made, Err(SegmentError::Truncated { .. })), "{made:?}");
 }
 
-/// How this user can have a file system of its own: as root, or as root of a user namespace.
-fn own_mounts() -> Option<&'static str> {
-    ["-m", "-rm"].into_iter().find(|flags| {
-        Command::new("unshare")
-            .args([flags, "sh", "-c", "mount -t tmpfs -o size=1m tmpfs /dev/shm"])
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    })
-}
-
 #[test]
 fn a_full_dev_shm_is_an_error_value_and_no_signal() {
-    let Some(flags) = own_mounts() else {
+    let Some(mut command) = with_own_shm(24, crate::WORKER) else {
         eprintln!("skipped: this user may not mount a file system of its own");
         return;
     };
     let name = TempName::new();
-    let script = "mount -t tmpfs -o size=24m tmpfs /dev/shm && \"$0\" full \"$1\" && \
-                  test -z \"$(ls -A /dev/shm)\"";
-    let mut command = Command::new("unshare");
-    command.args([flags, "sh", "-c", script, crate::WORKER, name.as_str()]);
-    Worker::start(&mut command).finish();
+    Worker::start(command.args(["full", name.as_str()])).finish();
 }
 
 /// A control group whose processes may have so much memory, if this user may make one.
