@@ -53,6 +53,9 @@ pub fn start(config: &LogConfig) -> Result<(), DaemonError> {
         return Ok(());
     }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // It would be said on standard error that this cannot be written to, which panics. Whoever read the log has
+    // gone, or its disk is full: neither is a reason to end.
+    let log = log.log_internal_errors(false);
     // Either fails only if something else in this process has set a log up already, which then receives
     // it.
     match config.format {

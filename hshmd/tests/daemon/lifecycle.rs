@@ -6,9 +6,10 @@ use std::path::Path;
 
 use hshm_memory::BackendKind;
 use hshm_proto::{CreateSegment, ErrorCode, RequestBody};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
-use crate::harness::Site;
+use crate::harness::{Site, wait_until};
 use crate::wire::Client;
 use crate::worker::{Role, Worker};
 
@@ -437,4 +438,28 @@ fn the_log_is_json_when_asked_for() {
         assert!(value.get("level").is_some() && value.get("message").is_some(), "{line}");
     }
     daemon.stop(Signal::SIGTERM);
+}
+
+#[test]
+fn a_log_that_cannot_be_written_is_no_reason_to_end() {
+    let site = Site::new();
+    for is_full in [false, true] {
+        for arguments in [&["--log-level", "debug"][..], &["--log-format", "json"]] {
+            let mut command = site.command(arguments);
+            if is_full {
+                command.stderr(fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+            } else {
+                // Nobody reads at the other end.
+                command.stderr(std::io::pipe().unwrap().1);
+            }
+            let mut child = command.spawn().unwrap();
+            drop(command);
+            wait_until("it listens", || Client::dial(&site.socket()).is_ok());
+            let mut client = Client::connect(&site.socket());
+            client.create(small("a"));
+            client.destroy("a", false).unwrap();
+            kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+            assert!(child.wait().unwrap().success());
+        }
+    }
 }
