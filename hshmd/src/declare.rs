@@ -44,7 +44,8 @@ impl Registry {
     }
 }
 
-fn owner(wanted: &DeclaredSegment) -> Result<(u32, u32), DaemonError> {
+/// Whose it is to be, by number.
+pub(crate) fn owner(wanted: &DeclaredSegment) -> Result<(u32, u32), DaemonError> {
     let (uid, own_group) = match &wanted.owner {
         Some(user) => find_user("owner", user)?,
         None => (geteuid(), Some(getegid())),

@@ -22,6 +22,7 @@
 mod access;
 mod adopt;
 mod awaited;
+pub mod check;
 mod complaints;
 pub mod config;
 pub mod daemon;

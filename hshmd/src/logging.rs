@@ -14,13 +14,21 @@ use crate::journal::LogJournal;
 
 /// Reads a log level or filter directives.
 pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
+    let wrong = |why: &str| DaemonError::Setting {
+        setting: "log level",
+        why: format!(
+            "{level:?} is none ({why}): write error, warn, info, debug or trace, or directives such as info,hshmd::reaper=debug"
+        ),
+    };
+    // Taken for a part of the program otherwise, which there is not, so that nothing would be logged.
+    let is_level = |word: &str| word.contains('=') || word.parse::<LevelFilter>().is_ok();
+    if let Some(word) = level.split(',').map(str::trim).find(|word| !is_level(word)) {
+        return Err(wrong(&format!("{word:?} is no level")));
+    }
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(level)
-        .map_err(|error| DaemonError::Setting {
-            setting: "log level",
-            why: format!("{level:?} is none ({error}): write error, warn, info, debug or trace, or directives such as info,hshmd::reaper=debug"),
-        })
+        .map_err(|error| wrong(&error.to_string()))
 }
 
 /// Changes the filter of the log, if [`start`] made one.
@@ -60,7 +68,9 @@ pub fn start(config: &LogConfig) -> Result<(), DaemonError> {
     // it.
     match config.format {
         LogFormat::Human => {
-            let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            // https://no-color.org: present and not empty.
+            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let colour = io::stderr().is_terminal() && !plain;
             let log = log.with_ansi(colour).with_target(false).with_filter_reloading();
             let handle = log.reload_handle();
             if log.try_init().is_ok() {

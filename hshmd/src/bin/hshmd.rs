@@ -2,13 +2,13 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use hshm_memory::gpu::GpuVendor;
 use hshmd::DaemonError;
-use hshmd::config::{Config, LogFormat, Overrides};
+use hshmd::config::{Config, FileConfig, LogFormat, Overrides};
 use hshmd::gpu::Errand;
 
 const AFTER_HELP: &str = "\
@@ -59,10 +59,12 @@ directory FILE.d say, the last by name before the others, then FILE):
 
 SIGTERM and SIGINT stop it. On SIGHUP it reads the configuration file again: limits, access, the log's
 level and new segments take effect, the log names what would at the next start only, and if there is an
-error all stays as it was. Without a configuration file SIGHUP stops it. Segments stay in /dev/shm, and the next start takes them over;
-processes that use them go on meanwhile. Segments of the backend memfd go with the daemon, unless the
-service manager that started it keeps them (systemd's FileDescriptorStoreMax=). A socket that the
-service manager hands over is listened on in place of the one in the settings.
+error all stays as it was. Without a configuration file SIGHUP stops it.
+
+Segments stay in /dev/shm when it stops, and the next start takes them over; processes that use them go
+on meanwhile. Segments of the backend memfd go with the daemon, unless the service manager that started
+it keeps them (systemd's FileDescriptorStoreMax=). A socket that the service manager hands over is
+listened on in place of the one in the settings.
 
 Exit codes: 0 stopped by a signal, 1 it could not start or go on, 2 wrong usage.";
 
@@ -77,10 +79,10 @@ struct Arguments {
     /// Where to keep the records of segments, from which the next start finds them
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
-    /// Read settings from this file (see below)
+    /// Read settings from this file, and from the files *.toml in the directory FILE.d
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Check the settings and exit
+    /// Check the settings and the users and groups that they name, say which files were read, and exit
     #[arg(long)]
     check_config: bool,
     /// Print the manual page, in troff, and exit
@@ -126,8 +128,16 @@ fn main() -> ExitCode {
         return probe(vendor, &errand);
     }
     let check_config = arguments.check_config;
+    let file = arguments.config.clone();
     match configure(arguments) {
-        Ok(_) if check_config => ExitCode::SUCCESS,
+        Ok(config) if check_config => match check(&config, file.as_deref()) {
+            Ok(said) => {
+                // The exit code says it too.
+                let _ = writeln!(std::io::stdout(), "{said}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&error),
+        },
         Ok(config) => match hshmd::daemon::run(config, |_| ()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&error),
@@ -154,6 +164,19 @@ fn configure(arguments: Arguments) -> Result<Config, DaemonError> {
     let config = Config::load(overrides, file, hshmd::paths::environment())?;
     hshmd::logging::start(&config.log)?;
     Ok(config)
+}
+
+/// What was found to be in order. An administrator is to see that a file was not read.
+fn check(config: &Config, file: Option<&Path>) -> Result<String, DaemonError> {
+    hshmd::check::names(config)?;
+    let Some(file) = file else {
+        return Ok(
+            "the options are in order; no file was read, since --config names none".to_owned()
+        );
+    };
+    let files = FileConfig::files(file)?;
+    let files: Vec<_> = files.iter().map(|file| file.display().to_string()).collect();
+    Ok(format!("in order: {}", files.join(", ")))
 }
 
 /// One line, whatever the log's form: whoever started the daemon by hand reads it.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -84,7 +85,8 @@ pub(super) struct FileLimits {
     pub(super) max_segments: Option<u64>,
     pub(super) max_segment_bytes: Option<Size>,
     pub(super) max_total_bytes: Option<Size>,
-    pub(super) max_sessions: Option<usize>,
+    /// Not 0: nobody could connect, not even who would raise it.
+    pub(super) max_sessions: Option<NonZeroUsize>,
     pub(super) max_user_segments: Option<u64>,
     pub(super) max_user_bytes: Option<Size>,
     pub(super) max_user_sessions: Option<usize>,
@@ -94,7 +96,19 @@ pub(super) struct FileLimits {
 #[serde(deny_unknown_fields)]
 pub(super) struct FileLog {
     pub(super) format: Option<LogFormat>,
-    pub(super) level: Option<String>,
+    pub(super) level: Option<Level>,
+}
+
+/// A log level or filter directives, as text that was understood.
+#[derive(Clone, Debug)]
+pub(super) struct Level(pub(super) String);
+
+impl<'de> Deserialize<'de> for Level {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let level = String::deserialize(deserializer)?;
+        crate::logging::parse_level(&level).map_err(D::Error::custom)?;
+        Ok(Self(level))
+    }
 }
 
 impl FileConfig {
@@ -112,9 +126,19 @@ impl FileConfig {
         Ok(config)
     }
 
+    /// The files that [`FileConfig::read`] reads, in their order.
+    ///
+    /// # Errors
+    /// [`DaemonError::Config`] if the directory beside the file cannot be read.
+    pub fn files(path: &Path) -> Result<Vec<PathBuf>, DaemonError> {
+        let mut files = vec![path.to_path_buf()];
+        files.extend(dropped_in(path)?);
+        Ok(files)
+    }
+
     fn read_one(path: &Path) -> Result<Self, DaemonError> {
         let text = fs::read_to_string(path).map_err(|error| unreadable(path, &error))?;
-        let file: Self = toml::from_str(&text).map_err(|error| {
+        toml::from_str(&text).map_err(|error| {
             let line = error.span().map(|span| {
                 let before = text.get(..span.start).unwrap_or_default();
                 format!("line {}: ", before.matches('\n').count() + 1)
@@ -125,11 +149,7 @@ impl FileConfig {
                 path: path.to_path_buf(),
                 why: format!("{}{message}{hint}", line.unwrap_or_default()),
             }
-        })?;
-        if let Some(level) = &file.log.level {
-            crate::logging::parse_level(level)?;
-        }
-        Ok(file)
+        })
     }
 
     /// What this file says, and where it says nothing, what `earlier` did.

@@ -4,6 +4,7 @@ mod declared;
 mod file;
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -250,7 +251,7 @@ impl Config {
             max_segments: limits.max_segments.unwrap_or(defaults.max_segments),
             max_segment_bytes: limits.max_segment_bytes.map(|size| size.0),
             max_total_bytes: limits.max_total_bytes.map(|size| size.0),
-            max_sessions: limits.max_sessions.unwrap_or(defaults.max_sessions),
+            max_sessions: limits.max_sessions.map_or(defaults.max_sessions, NonZeroUsize::get),
             max_user_segments: limits.max_user_segments,
             max_user_bytes: limits.max_user_bytes.map(|size| size.0),
             max_user_sessions: limits.max_user_sessions,
@@ -263,7 +264,10 @@ impl Config {
         config.metrics = file.metrics.listen.map(|address| address.0);
         config.log = LogConfig {
             format: options.log_format.or(file.log.format).unwrap_or_default(),
-            level: options.log_level.or(file.log.level).unwrap_or(config.log.level),
+            level: options
+                .log_level
+                .or(file.log.level.map(|level| level.0))
+                .unwrap_or(config.log.level),
         };
         Ok(config)
     }

@@ -86,7 +86,11 @@ fn a_wrong_file_is_told_which_line_and_why() {
         ("[limits]\nmax_total_bytes = -1", "a negative number"),
         ("sweep_interval_ms = 1", "out of range"),
         ("[log]\nformat = \"xml\"", "line 2: unknown variant `xml`"),
-        ("[log]\nlevel = \"lou=d=er\"", "log level"),
+        ("[log]\nlevel = \"lou=d=er\"", "line 2: log level"),
+        // Taken for the name of a part of the program it would have nothing logged.
+        ("[log]\nlevel = \"warning\"", "\"warning\" is no level"),
+        ("[log]\nlevel = \"info, hshmd\"", "\"hshmd\" is no level"),
+        ("[limits]\nmax_sessions = 0", "line 2: invalid value: integer `0`"),
         ("socket = ", "line 1"),
         ("\"a\\nb\\u001b[31m\" = 1", "unknown field `a\\nb\\u{1b}[31m`"),
         ("log.\"fo\\trmat\" = 1", "unknown field `fo\\trmat`"),

@@ -398,11 +398,35 @@ fn wrong_settings_are_one_line_and_exit_code_1() {
     let output =
         site.command(&["--check-config", "--config", good.to_str().unwrap()]).output().unwrap();
     assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(said, format!("in order: {}\n", good.display()));
+    let output = site.command(&["--check-config"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("no file was read"));
     assert!(!site.socket().exists());
+}
 
-    let group = site.write_config("socket_group = \"no-such-group-here\"\n");
-    let said = site.start_in_vain(&["--config", group.to_str().unwrap(), "--log-level", "error"]);
-    assert!(said.contains("no-such-group-here"), "{said}");
+#[test]
+fn users_and_groups_that_are_not_there_are_told_by_a_check_and_by_a_start() {
+    let site = Site::new();
+    let declared = "[[segment]]\nname = \"a\"\nsize = \"4M\"\n";
+    for (text, keeps_it_from_starting) in [
+        ("socket_group = \"no-such-name\"\n".to_owned(), true),
+        ("[access]\nadmin_group = \"no-such-name\"\n".to_owned(), true),
+        ("[access]\ncreate_group = \"no-such-name\"\n".to_owned(), true),
+        // The others are served all the same.
+        (format!("{declared}owner = \"no-such-name\"\n"), false),
+        (format!("{declared}group = \"no-such-name\"\n"), false),
+    ] {
+        let config = site.write_config(&text);
+        let arguments = ["--config", config.to_str().unwrap(), "--log-level", "error"];
+        let said = site.start_in_vain(&[&arguments[..], &["--check-config"]].concat());
+        assert!(said.contains("no-such-name") && said.contains("create it"), "{said}");
+        if keeps_it_from_starting {
+            let said = site.start_in_vain(&arguments);
+            assert!(said.contains("no-such-name"), "{said}");
+        }
+    }
 }
 
 #[test]
