@@ -2,6 +2,7 @@
 
 use std::io::IoSliceMut;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -332,6 +333,10 @@ fn connect_to(path: &Path, deadline: Instant, timeout: Duration) -> Result<Optio
                 thread::sleep(Duration::from_millis(2));
             }
             Err(Errno::EAGAIN) => return Err(Error::Timeout { verb: "connect", after: timeout }),
+            // So it is for what is no socket, too.
+            Err(Errno::ECONNREFUSED) if is_no_socket(path) => {
+                return Err(bad("what stands there is no socket"));
+            }
             Err(Errno::ENOENT | Errno::ECONNREFUSED) => return Ok(None),
             Err(Errno::ENOTDIR) => return Err(bad("a part of the path is no directory")),
             Err(Errno::EACCES | Errno::EPERM) => {
@@ -343,6 +348,10 @@ fn connect_to(path: &Path, deadline: Instant, timeout: Duration) -> Result<Optio
             Err(errno) => return Err(bad(errno.desc())),
         }
     }
+}
+
+fn is_no_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| !found.file_type().is_socket())
 }
 
 fn accepted(answer: WelcomeOrRefusal, path: &Path) -> Result<Version, Error> {
