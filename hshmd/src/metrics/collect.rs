@@ -36,37 +36,37 @@ struct PerSegment {
 const GAUGES: [PerSegment; 6] = [
     PerSegment {
         name: "segment_capacity",
-        help: "How far the segment can grow",
+        help: "How far the segment can grow.",
         bytes: true,
         value: |heap| heap.capacity_bytes,
     },
     PerSegment {
         name: "segment_committed",
-        help: "How long the segment is",
+        help: "How long the segment is.",
         bytes: true,
         value: |heap| heap.committed_bytes,
     },
     PerSegment {
         name: "segment_allocated",
-        help: "Bytes in blocks that are allocated",
+        help: "Bytes in blocks that are allocated.",
         bytes: true,
         value: |heap| heap.allocated_bytes,
     },
     PerSegment {
         name: "segment_held",
-        help: "Bytes in pages and large blocks, whether their blocks are allocated or not",
+        help: "Bytes in pages and large blocks, whether their blocks are allocated or not.",
         bytes: true,
         value: HeapReport::held_bytes,
     },
     PerSegment {
         name: "segment_largest_free_run",
-        help: "The largest block that could be had now",
+        help: "The largest block that could be had now.",
         bytes: true,
         value: |heap| heap.largest_free_run_bytes,
     },
     PerSegment {
         name: "segment_workers",
-        help: "Worker slots in use",
+        help: "Worker slots in use.",
         bytes: false,
         value: |heap| heap.workers.len() as u64,
     },
@@ -95,27 +95,32 @@ impl Segments {
     }
 }
 
+// Help texts end with a full stop: the registry adds one to its own.
 impl Collector for Segments {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let version = [("version", VERSION)];
         encoder
-            .encode_descriptor("build", "The daemon's release", None, MetricType::Info)?
+            .encode_descriptor("build", "The daemon's release.", None, MetricType::Info)?
             .encode_info(&version)?;
         let seconds = Some(&Unit::Seconds);
         ConstGauge::new(self.uptime_seconds).encode(encoder.encode_descriptor(
             "uptime",
-            "How long the daemon has run",
+            "How long the daemon has run.",
             seconds,
             MetricType::Gauge,
         )?)?;
         for (name, help, value) in [
-            ("segments", "Segments there are", self.heaps.len() as u64 + self.unusable),
-            ("unusable_segments", "Segments that can only be destroyed", self.unusable),
-            ("sessions", "Connections of clients", self.sessions),
-            ("watched_processes", "Processes whose death is waited for", self.watched_processes),
+            ("segments", "Segments there are.", self.heaps.len() as u64 + self.unusable),
+            (
+                "unusable_segments",
+                "Segments that can only be repaired or destroyed.",
+                self.unusable,
+            ),
+            ("sessions", "Connections of clients.", self.sessions),
+            ("watched_processes", "Processes whose death is waited for.", self.watched_processes),
             (
                 "recovering_processes",
-                "Dead processes whose worker slots are being recovered",
+                "Dead processes whose worker slots are being recovered.",
                 self.recovering_processes,
             ),
         ] {
@@ -127,8 +132,12 @@ impl Collector for Segments {
             )?)?;
         }
         for (name, help, value) in [
-            ("recovered_processes", "Dead processes that were recovered", self.recovered_processes),
-            ("recovered_slots", "Worker slots of theirs", self.recovered_slots),
+            (
+                "recovered_processes",
+                "Dead processes that were recovered.",
+                self.recovered_processes,
+            ),
+            ("recovered_slots", "Worker slots of theirs.", self.recovered_slots),
         ] {
             ConstCounter::new(value).encode(encoder.encode_descriptor(
                 name,
@@ -147,7 +156,7 @@ impl Collector for Segments {
         }
         let mut metric = encoder.encode_descriptor(
             "segment_operations",
-            "What all workers did since the segment was created",
+            "What all workers did since the segment was created.",
             None,
             MetricType::Counter,
         )?;

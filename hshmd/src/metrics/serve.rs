@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -149,7 +149,9 @@ async fn respond(shared: Arc<Shared>, request: &Request<Incoming>) -> Response<F
         response
     };
     if request.method() != Method::GET {
-        return refused(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+        let mut response = refused(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET"));
+        return response;
     }
     if request.uri().path() != "/metrics" {
         return refused(StatusCode::NOT_FOUND, "what there is stands at /metrics\n");
@@ -165,7 +167,7 @@ async fn respond(shared: Arc<Shared>, request: &Request<Incoming>) -> Response<F
     match text.await {
         Ok(text) => {
             let mut response = Response::new(Full::new(Bytes::from(text)));
-            let kind = hyper::header::HeaderValue::from_static(OPENMETRICS);
+            let kind = HeaderValue::from_static(OPENMETRICS);
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }

@@ -50,8 +50,54 @@ fn segments_sessions_and_requests_are_counted() {
     assert!(answer.contains("hshm_build_info{version=\""), "{answer}");
     assert!(answer.ends_with("# EOF\n"), "{answer}");
     assert!(ask(&socket, "GET /").starts_with("HTTP/1.1 404 "));
-    assert!(ask(&socket, "POST /metrics").starts_with("HTTP/1.1 405 "));
+    let answer = ask(&socket, "POST /metrics");
+    assert!(answer.starts_with("HTTP/1.1 405 ") && answer.contains("allow: GET\r\n"), "{answer}");
     assert!(ask(&socket, "nonsense").starts_with("HTTP/1.1 400 "));
+}
+
+#[test]
+fn names_follow_the_conventions_of_openmetrics() {
+    let site = Site::new();
+    let socket = site.state_dir().join("metrics.sock");
+    let config = site.write_config(&format!("[metrics]\nlisten = {socket:?}\n"));
+    let daemon = site.start(&["--config", config.to_str().unwrap()]);
+    daemon.client().create(CreateSegment::new("jobs", 2 << 20));
+    let answer = ask(&socket, "GET /metrics");
+    let (_, text) = answer.split_once("\r\n\r\n").unwrap();
+    let about = |what: &str| -> Vec<(&str, &str)> {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(what));
+        lines.map(|line| line.trim().split_once(' ').unwrap()).collect()
+    };
+    let (types, helps, units) = (about("# TYPE "), about("# HELP "), about("# UNIT "));
+    assert!(types.len() > 10, "{text}");
+    for (name, kind) in &types {
+        let is_theirs = |found: &&(&str, &str)| found.0 == *name;
+        assert_eq!(types.iter().filter(is_theirs).count(), 1, "{name} is one family");
+        assert!(name.starts_with("hshm_") && !name.ends_with("_total"), "{name}");
+        let help: Vec<_> = helps.iter().filter(is_theirs).collect();
+        assert!(help.len() == 1 && help[0].1.ends_with('.'), "{name}: {help:?}");
+        for (_, unit) in units.iter().filter(is_theirs) {
+            assert!(name.ends_with(&format!("_{unit}")), "{name} is in {unit}");
+        }
+        for unit in ["bytes", "seconds"] {
+            if name.ends_with(unit) {
+                assert!(units.contains(&(*name, unit)), "{name} does not say its unit");
+            }
+        }
+        let suffix = match *kind {
+            "counter" => "_total",
+            "info" => "_info",
+            "gauge" => "",
+            other => panic!("{name} is of type {other}"),
+        };
+        let is_sample = |line: &&str| {
+            let rest = line.strip_prefix(name).and_then(|rest| rest.strip_prefix(suffix));
+            rest.is_some_and(|rest| rest.starts_with([' ', '{']))
+        };
+        assert!(text.lines().any(|line| is_sample(&line)), "{name} has no sample: {text}");
+    }
+    assert_eq!(helps.len(), types.len());
+    assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
 }
 
 #[test]
