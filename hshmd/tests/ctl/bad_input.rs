@@ -27,7 +27,6 @@ fn a_request_that_cannot_be_met_is_one_line_and_creates_nothing() {
         ("create new --size 1M --worker-slots 0".into(), &["worker slots"]),
         ("create new --size 1M --custom-header 1G".into(), &["custom header"]),
         ("create new --size 1M --mode 7777".into(), &["mode"]),
-        ("create new --size 1M --backend malloc".into(), &["no malloc backends", "memfd"]),
         ("create new --size 1M --numa bind:1000".into(), &["bind:1000", "nodes"]),
         ("create new --size 1M --huge-pages try --huge-page-size 3M".into(), &["/sys/kernel/mm"]),
         (
@@ -64,7 +63,7 @@ fn without_a_daemon_it_says_to_start_one() {
 #[test]
 fn a_socket_without_permission_is_not_taken_for_no_daemon() {
     let daemon = Daemon::start();
-    let mut command = if nix::unistd::geteuid().is_root() {
+    let program = if nix::unistd::geteuid().is_root() {
         // Root may use any socket, so it is another user who tries, with a copy that he can reach.
         // Copied by another process: were the file open for writing here, a child that another test
         // starts meanwhile would inherit that, and until its exec the copy could not be run.
@@ -72,15 +71,29 @@ fn a_socket_without_permission_is_not_taken_for_no_daemon() {
         let copy = daemon.path().join("hshmctl");
         let original = env!("CARGO_BIN_EXE_hshmctl");
         assert!(Command::new("cp").arg(original).arg(&copy).status().unwrap().success());
-        let mut command = Command::new(copy);
-        command.uid(65_534).gid(65_534).stdin(Stdio::null());
-        command
+        Some(copy)
     } else {
-        hshmctl()
+        None
     };
-    fs::set_permissions(daemon.socket(), Permissions::from_mode(0o000)).unwrap();
-    let output = command.arg("--socket").arg(daemon.socket()).arg("list").output().unwrap();
+    let run = |line: &str, mode| {
+        fs::set_permissions(daemon.socket(), Permissions::from_mode(mode)).unwrap();
+        let mut command = program.as_ref().map_or_else(hshmctl, |copy| {
+            let mut command = Command::new(copy);
+            command.uid(65_534).gid(65_534).stdin(Stdio::null());
+            command
+        });
+        command.arg("--socket").arg(daemon.socket()).arg(line).output().unwrap()
+    };
+    let output = run("list", 0o000);
     assert_refused(&output, &["no permission", "ask for access"]);
+    // The doctor says who may.
+    for (mode, says) in [(0o000, "root alone may use it"), (0o060, "usermod -aG")] {
+        // A user's own socket may be open to the group and not to its owner.
+        let output = run("doctor", mode);
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(output.status.code(), Some(3), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
 }
 
 #[test]
@@ -90,4 +103,8 @@ fn what_listens_there_may_be_another_program() {
     let _other = std::os::unix::net::UnixListener::bind(&socket).unwrap();
     let output = hshmctl().arg("--socket").arg(&socket).arg("list").output().unwrap();
     assert_refused(&output, &["no hshmd"]);
+    let file = directory.path().join("file");
+    fs::write(&file, "").unwrap();
+    let output = hshmctl().arg("--socket").arg(&file).arg("list").output().unwrap();
+    assert_refused(&output, &["no socket"]);
 }

@@ -105,7 +105,7 @@ fn geometry(segment: &SegmentInfo, heap: &HeapReport) -> Vec<(&'static str, Stri
             format!(
                 "{}, group {}, {}",
                 text::user(segment.uid),
-                segment.gid,
+                text::group(segment.gid),
                 permissions(segment.mode)
             ),
         ),

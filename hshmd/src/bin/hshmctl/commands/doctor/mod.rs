@@ -1,18 +1,22 @@
 //! `hshmctl doctor`: what this machine offers hshm, and what stands in its way.
 
+mod logout;
+
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::Result;
-use hshm_client::Client;
+use hshm_client::{Client, Error, StatusInfo};
 use hshmd::size::format_size;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::statvfs::statvfs;
-use nix::unistd::{AccessFlags, access};
+use nix::unistd::{AccessFlags, access, geteuid};
 use serde::Serialize;
 
 use crate::exit::Exit;
 use crate::table::{Side, grid};
+use crate::text;
 use crate::ui::Ui;
 
 /// Where POSIX shared memory lives.
@@ -58,9 +62,13 @@ impl Finding {
 /// Looks at everything; `daemon` is what came of connecting to it.
 pub(super) fn run(daemon: Result<Client>, ui: &mut Ui) -> Result<Exit> {
     let release = read("/proc/sys/kernel/osrelease");
-    let mut findings = vec![daemon_answers(daemon), kernel(release.as_deref())];
+    let status = daemon.and_then(|client| Ok(client.status()?));
+    // Without a daemon it is about the one that this user could start.
+    let daemons_user = status.as_ref().map_or_else(|_| geteuid().as_raw(), |status| status.uid);
+    let mut findings = vec![daemon_answers(status), kernel(release.as_deref())];
     findings.extend(shared_memory(Path::new(SHM)));
     findings.extend([
+        logout::look(daemons_user),
         processes_visible(read("/proc/self/mountinfo").as_deref()),
         overcommit(read("/proc/sys/vm/overcommit_memory").as_deref()),
         address_space(soft_limit(Resource::RLIMIT_AS)),
@@ -97,19 +105,43 @@ fn read(path: &str) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
 }
 
-fn daemon_answers(daemon: Result<Client>) -> Finding {
+fn daemon_answers(status: Result<StatusInfo>) -> Finding {
     const WHAT: &str = "daemon";
-    match daemon.and_then(|client| Ok(client.status()?)) {
+    match status {
         Ok(status) => Finding::ok(
             WHAT,
             format!("hshmd {} answers at {}", status.server_version, status.socket.display()),
         ),
-        Err(error) => Finding::problem(
-            WHAT,
-            "none answers",
-            format!("{}; embedded use needs none", crate::text::one_line(&error)),
-        ),
+        Err(error) => {
+            let who = match error.downcast_ref() {
+                Some(Error::SocketPermission { socket }) => who_may_connect(socket),
+                _ => None,
+            };
+            let advice = format!(
+                "{}{}; embedded use needs none",
+                text::one_line(&error),
+                who.map_or_else(String::new, |who| format!("; {who}"))
+            );
+            Finding::problem(WHAT, "none answers", advice)
+        }
     }
+}
+
+/// Whom the socket's permissions let in, as far as this user may see them.
+fn who_may_connect(socket: &Path) -> Option<String> {
+    const GROUP_WRITES: u32 = 0o020;
+    let found = fs::metadata(socket).ok()?;
+    let owner = match found.uid() {
+        0 => "root".to_owned(),
+        uid => format!("user {} and root", text::user(uid)),
+    };
+    if found.mode() & GROUP_WRITES == 0 {
+        return Some(format!("{owner} alone may use it"));
+    }
+    let (group, me) = (text::group(found.gid()), text::user(geteuid().as_raw()));
+    Some(format!(
+        "{owner} may use it, and members of the group {group}: sudo usermod -aG {group} {me}, and log in anew"
+    ))
 }
 
 fn kernel(release: Option<&str>) -> Finding {
