@@ -202,6 +202,19 @@ fn help_says_what_the_exit_codes_mean_and_wrong_usage_is_2() {
         let output = hshmctl().args(line.split_whitespace()).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{line}");
     }
+    // What there is not is told with what there is.
+    for (option, wrong, right) in [
+        ("--backend", "malloc", "memfd"),
+        ("--allocator", "malloc", "scalable-page"),
+        ("--on-exit", "kep", "reclaim"),
+        ("--huge-pages", "always", "require"),
+    ] {
+        let line = ["create", "x", "--size", "1M", option, wrong];
+        let output = hshmctl().args(line).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains(wrong) && said.contains(right), "{said}");
+    }
     let sizes = hshmctl().args(["create", "--help"]).output().unwrap();
     assert!(String::from_utf8(sizes.stdout).unwrap().contains("powers of 1024"));
 }

@@ -16,9 +16,43 @@ fn every_command_has_a_manual_page_and_can_be_completed() {
     for shell in ["bash", "zsh", "fish"] {
         let output = hshmctl().args(["completions", shell]).output().unwrap();
         let script = String::from_utf8(output.stdout).unwrap();
-        assert!(script.contains("inspect") && script.contains("custom-header"), "{script}");
+        for word in ["inspect", "custom-header", "posix-shm", "scalable-page", "reclaim"] {
+            assert!(script.contains(word), "{shell}: no {word} in {script}");
+        }
         assert!(output.status.success());
     }
+}
+
+#[test]
+fn shells_complete_the_names_of_segments() {
+    let daemon = crate::harness::Daemon::start();
+    for name in ["jobs", "jokes", "other"] {
+        daemon.text(&format!("create {name} --size 1M"));
+    }
+    let programs = Path::new(env!("CARGO_BIN_EXE_hshmctl")).parent().unwrap();
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());
+    let complete = r#"
+        source <(hshmctl completions bash)
+        complete_line() {
+            COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+            _hshmctl_with_segments hshmctl "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"
+            echo "${COMPREPLY[*]}"
+        }
+        complete_line hshmctl destroy jo
+        complete_line hshmctl --socket "$HSHM_SOCKET" grow o
+        complete_line hshmctl check --repair ""
+        complete_line hshmctl create x --backend m
+        complete_line hshmctl dest
+        complete -p hshmctl
+    "#;
+    let mut bash = Command::new("bash");
+    bash.args(["-c", complete]).env("PATH", path).env("HSHM_SOCKET", daemon.socket());
+    let output = bash.output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<_> = said.lines().collect();
+    let expected = ["jobs jokes", "other", "jobs jokes other", "memfd", "destroy"];
+    assert_eq!(&lines[..5], expected, "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(lines[5].contains("_hshmctl_with_segments"), "{said}");
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! The command line.
 
+use std::error::Error;
 use std::path::PathBuf;
+use std::str::FromStr;
 
-use clap::{Parser, Subcommand};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Parser, Subcommand, ValueHint};
 use clap_complete::Shell;
 use hshm_client::{AllocatorKind, BackendKind, BackendOptions, HugePages, NumaPolicy, OnExit};
 use hshmd::size::parse_size;
@@ -147,6 +150,7 @@ pub(crate) enum Command {
 #[derive(Debug, clap::Args)]
 pub(crate) struct CreateArgs {
     /// Its name: letters, digits and . _ -
+    #[arg(value_hint = ValueHint::Other)]
     pub(crate) name: String,
     /// How long it is at first
     #[arg(long, value_parser = parse_size)]
@@ -156,16 +160,16 @@ pub(crate) struct CreateArgs {
     pub(crate) capacity: Option<u64>,
     /// What it is made of: posix-shm (a name in /dev/shm), memfd (no name), or cuda-shm or rocm-shm (a
     /// name in /dev/shm, and processes register it with the driver of NVIDIA's or AMD's devices)
-    #[arg(long, default_value_t)]
+    #[arg(long, default_value_t, value_parser = one_of::<BackendKind>(&BACKENDS))]
     pub(crate) backend: BackendKind,
-    /// Which allocator is laid over it: thread-local, scalable-page or stack
-    #[arg(long, default_value_t)]
+    /// Which allocator is laid over it
+    #[arg(long, default_value_t, value_parser = one_of::<AllocatorKind>(&ALLOCATORS))]
     pub(crate) allocator: AllocatorKind,
     /// Bytes at a fixed place that the application uses as it likes
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
     pub(crate) custom_header: u64,
-    /// What becomes of the blocks of a process that died: keep or reclaim
-    #[arg(long, value_name = "POLICY", default_value_t)]
+    /// What becomes of the blocks of a process that died
+    #[arg(long, value_name = "POLICY", default_value_t, value_parser = one_of::<OnExit>(&ON_EXIT))]
     pub(crate) on_exit: OnExit,
     /// How many threads, over all processes, can use it at once [default: the library's choice]
     #[arg(long, value_name = "N")]
@@ -187,10 +191,11 @@ pub(crate) struct CreateArgs {
 /// How a segment's memory is to be had.
 #[derive(Debug, clap::Args)]
 pub(crate) struct MemoryArgs {
-    /// Memory in huge pages: system (as it is set up), never, try or require. Those that a memfd has
+    /// Memory in huge pages: as the system is set up, never, try or require. Those that a memfd has
     /// are set aside at once (vm.nr_hugepages); a posix-shm asks for transparent ones, and populating
     /// it has them for all who use it
     #[arg(long, value_name = "POLICY", default_value_t)]
+    #[arg(value_parser = one_of::<HugePages>(&HUGE_PAGES))]
     pub(crate) huge_pages: HugePages,
     /// How large huge pages are to be [default: the system's usual size]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -220,6 +225,21 @@ impl MemoryArgs {
     }
 }
 
+// Of each kind those that the daemon makes segments of; what shells complete.
+const BACKENDS: [&str; 4] = ["posix-shm", "memfd", "cuda-shm", "rocm-shm"];
+const ALLOCATORS: [&str; 3] = ["thread-local", "scalable-page", "stack"];
+const ON_EXIT: [&str; 2] = ["keep", "reclaim"];
+const HUGE_PAGES: [&str; 4] = ["system", "never", "try", "require"];
+
+/// Reads one of these names.
+fn one_of<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr + Clone + Send + Sync + 'static,
+    T::Err: Into<Box<dyn Error + Send + Sync>>,
+{
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<T>())
+}
+
 fn parse_mode(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
         .map_err(|_| format!("{text:?} is no mode: write octal digits, such as 660"))
@@ -233,6 +253,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_name_that_is_offered_is_understood() {
+        fn all<T: FromStr<Err: std::fmt::Debug> + ToString>(names: &[&str]) {
+            for name in names {
+                assert_eq!(name.parse::<T>().unwrap().to_string(), *name);
+            }
+        }
+        all::<BackendKind>(&BACKENDS);
+        all::<AllocatorKind>(&ALLOCATORS);
+        all::<OnExit>(&ON_EXIT);
+        all::<HugePages>(&HUGE_PAGES);
     }
 
     #[test]
