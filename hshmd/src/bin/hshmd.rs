@@ -1,7 +1,8 @@
 //! `hshmd`: the daemon as a command.
 #![forbid(unsafe_code)]
 
-use std::io::Write;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -114,10 +115,13 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.manual {
-        let manual = clap_mangen::Man::new(Arguments::command()).section("8");
-        // Whoever closed the output has read enough.
-        let _ = manual.render(&mut std::io::stdout().lock());
-        return ExitCode::SUCCESS;
+        return match manual(&mut std::io::stdout().lock()) {
+            // Whoever closed the output has read enough.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+                fail(&format_args!("cannot write the manual page: {error}"))
+            }
+            _ => ExitCode::SUCCESS,
+        };
     }
     if let Some(vendor) = arguments.gpu_probe {
         let errand = match (arguments.gpu_object, arguments.gpu_take) {
@@ -144,6 +148,19 @@ fn main() -> ExitCode {
         },
         Err(error) => fail(&error),
     }
+}
+
+fn manual(out: &mut impl Write) -> io::Result<()> {
+    let page = clap_mangen::Man::new(Arguments::command()).section("8").manual("hshm");
+    let mut text = Vec::new();
+    page.render_title(&mut text)?;
+    page.render_name_section(&mut text)?;
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    text.extend_from_slice(include_bytes!("../../manual/hshmd.8"));
+    out.write_all(&text)?;
+    out.flush()
 }
 
 fn probe(vendor: GpuVendor, errand: &Errand) -> ExitCode {
@@ -180,7 +197,7 @@ fn check(config: &Config, file: Option<&Path>) -> Result<String, DaemonError> {
 }
 
 /// One line, whatever the log's form: whoever started the daemon by hand reads it.
-fn fail(error: &DaemonError) -> ExitCode {
+fn fail(error: &dyn Display) -> ExitCode {
     // A closed standard error is no reason to panic.
     let _ = writeln!(std::io::stderr(), "hshmd: {error}");
     ExitCode::FAILURE

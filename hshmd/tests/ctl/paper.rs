@@ -11,6 +11,7 @@ fn every_command_has_a_manual_page_and_can_be_completed() {
     assert!(output.status.success(), "{output:?}");
     let page = std::fs::read_to_string(directory.path().join("hshmctl-create.1")).unwrap();
     assert!(page.contains("\\-\\-on\\-exit"), "{page}");
+    assert!(page.contains(".SH EXIT STATUS") && page.contains("hshmctl (1)"), "{page}");
     assert!(directory.path().join("hshmctl.1").exists());
     assert!(!directory.path().join("hshmctl-demo-part.1").exists());
     for shell in ["bash", "zsh", "fish"] {
@@ -66,6 +67,16 @@ fn the_daemon_has_a_manual_page_too() {
     let output = Command::new(env!("CARGO_BIN_EXE_hshmd")).arg("--manual").output().unwrap();
     let page = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success() && page.contains("state\\-dir"), "{page}");
+    for section in ["FILES", "ENVIRONMENT", "SIGNALS", "EXIT STATUS", "SEE ALSO"] {
+        assert!(page.contains(&format!(".SH {section}\n")), "{page}");
+    }
+    // Whoever packs it must learn that it was not written.
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hshmd"));
+    let output = command.arg("--manual").stdout(full).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("cannot write the manual page"), "{said}");
 }
 
 /// The keys of a table of the configuration, as the daemon lists them when it finds another: at the
