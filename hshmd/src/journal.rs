@@ -3,7 +3,7 @@
 
 use std::env;
 use std::fmt::{self, Write as _};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,9 @@ use nix::sys::stat::fstat;
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::layer::{Context, Layer};
+
+use crate::config::LogFormat;
+use crate::stderr::LogStderr;
 
 /// Where the journal listens.
 const SOCKET: &str = "/run/systemd/journal/socket";
@@ -55,7 +58,8 @@ impl LogJournal {
             return;
         }
         // The journal is about to be restarted, or full: it reads standard error, too, at the price of the fields.
-        let _ = writeln!(io::stderr(), "<{priority}>{}", entry.text());
+        let line = format!("<{priority}>{}\n", entry.text());
+        LogStderr::new(LogFormat::Human).put(line.as_bytes());
     }
 }
 

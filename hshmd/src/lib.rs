@@ -56,6 +56,7 @@ mod session;
 pub mod size;
 mod socket;
 mod state;
+mod stderr;
 mod strangers;
 
 pub use error::DaemonError;

@@ -11,6 +11,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::config::{LogConfig, LogFormat};
 use crate::error::DaemonError;
 use crate::journal::LogJournal;
+use crate::stderr::LogStderr;
 
 /// Reads a log level or filter directives.
 pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
@@ -60,9 +61,9 @@ pub fn start(config: &LogConfig) -> Result<(), DaemonError> {
         }
         return Ok(());
     }
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
-    // It would be said on standard error that this cannot be written to, which panics. Whoever read the log has
-    // gone, or its disk is full: neither is a reason to end.
+    let stderr = LogStderr::new(config.format);
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(move || stderr);
+    // It would be said on standard error that a line cannot be made, which panics if that cannot be said.
     let log = log.log_internal_errors(false);
     // Either fails only if something else in this process has set a log up already, which then receives
     // it.

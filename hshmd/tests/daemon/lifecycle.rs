@@ -1,8 +1,10 @@
 //! Starting, stopping, and what a start makes of what it finds.
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 
 use hshm_memory::BackendKind;
 use hshm_proto::{CreateSegment, ErrorCode, RequestBody};
@@ -486,4 +488,43 @@ fn a_log_that_cannot_be_written_is_no_reason_to_end() {
             assert!(child.wait().unwrap().success());
         }
     }
+}
+
+#[test]
+fn a_log_that_nobody_reads_is_not_waited_for() {
+    const ROUNDS: usize = 300;
+    let site = Site::new();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // As little as there can be: a page.
+    nix::fcntl::fcntl(&writer, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = site.command(&[]);
+    let mut child = command.stderr(writer).spawn().unwrap();
+    drop(command);
+    wait_until("it listens", || Client::dial(&site.socket()).is_ok());
+    let socket = site.socket();
+    let busy = std::thread::spawn(move || {
+        let mut client = Client::connect(&socket);
+        for _ in 0..ROUNDS {
+            client.create(small("a"));
+            client.destroy("a", false).unwrap();
+        }
+    });
+    wait_until("all is answered", || busy.is_finished());
+    busy.join().unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let into = Arc::clone(&log);
+    let reading = std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = reader.read(&mut buffer) {
+            into.lock().unwrap().extend_from_slice(&buffer[..len]);
+        }
+    });
+    wait_until("there is room again", || !log.lock().unwrap().is_empty());
+    // What is lost is said before the next line.
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+    reading.join().unwrap();
+    let log = String::from_utf8(log.lock().unwrap().clone()).unwrap();
+    assert!(log.contains("lines of the log are lost"), "{log}");
+    assert!(log.matches("created").count() < ROUNDS, "{log}");
 }
