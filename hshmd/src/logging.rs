@@ -15,21 +15,21 @@ use crate::stderr::LogStderr;
 
 /// Reads a log level or filter directives.
 pub(crate) fn parse_level(level: &str) -> Result<EnvFilter, DaemonError> {
-    let wrong = |why: &str| DaemonError::Setting {
+    let wrong = |what: String| DaemonError::Setting {
         setting: "log level",
         why: format!(
-            "{level:?} is none ({why}): write error, warn, info, debug or trace, or directives such as info,hshmd::reaper=debug"
+            "{what}: write error, warn, info, debug or trace, or directives such as info,hshmd::reaper=debug"
         ),
     };
     // Taken for a part of the program otherwise, which there is not, so that nothing would be logged.
     let is_level = |word: &str| word.contains('=') || word.parse::<LevelFilter>().is_ok();
     if let Some(word) = level.split(',').map(str::trim).find(|word| !is_level(word)) {
-        return Err(wrong(&format!("{word:?} is no level")));
+        return Err(wrong(format!("{word:?} is no level")));
     }
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
         .parse(level)
-        .map_err(|error| wrong(&error.to_string()))
+        .map_err(|error| wrong(format!("{level:?} is none ({error})")))
 }
 
 /// Changes the filter of the log, if [`start`] made one.
