@@ -12,8 +12,8 @@ use hshm_memory::gpu::pool::PoolReport;
 use hshm_memory::report::WorkerReport;
 use hshm_memory::{BackendOptions, CheckReport, HeapReport, RepairReport};
 use hshm_proto::{
-    CreateSegment, DeviceMemoryInfo, DriverStatus, ReplyBody, RequestBody, SegmentDevice,
-    SegmentInfo, SessionInfo, StatusInfo, validate_client_name,
+    CreateSegment, DeviceMemoryInfo, DriverStatus, ErrorCode, ErrorReply, ReplyBody, RequestBody,
+    SegmentDevice, SegmentInfo, SessionInfo, StatusInfo, validate_client_name,
 };
 
 use crate::allocator::SegmentAllocator;
@@ -512,6 +512,7 @@ impl Inner {
             None => Err(Failure::NotSent),
         };
         match answer {
+            Ok((Err(reply), _)) if is_too_late(&reply) => self.exchange(body),
             Ok((reply, file)) => {
                 self.lock().connection = Some(connection);
                 Ok((reply?, file))
@@ -558,12 +559,18 @@ impl Inner {
         body.validate()?;
         let mut link = self.lock();
         let mut may_reconnect = link.connection.is_some();
+        let mut is_refused = false;
         loop {
             let mut connection = match link.connection.take() {
                 Some(connection) => connection,
                 None => self.reopen(&link)?,
             };
             let lost = match connection.call(body, self.timeout) {
+                // Its successor is asked, if there is one.
+                Ok((Err(reply), _)) if !is_refused && is_too_late(&reply) => {
+                    is_refused = true;
+                    continue;
+                }
                 Ok(answer) => {
                     link.connection = Some(connection);
                     let (reply, file): Answer = answer;
@@ -591,23 +598,36 @@ impl Inner {
     }
 
     /// Counts one attachment less, and tells the daemon when it was the last. A daemon that is gone
-    /// needs not be told.
+    /// needs not be told: what this session attached ended with the session, and the next one, of a daemon
+    /// started meanwhile, has not attached it.
     pub(crate) fn detach(&self, name: &str) -> Result<(), Error> {
         let mut link = self.lock();
         match link.attached.get_mut(name) {
-            Some(count) if *count > 1 => *count -= 1,
-            Some(_) => {
-                link.attached.remove(name);
-                let has_session = link.connection.is_some();
-                drop(link);
-                if has_session {
-                    return self.expect_done(RequestBody::Detach { name: name.to_owned() });
-                }
+            Some(count) if *count > 1 => {
+                *count -= 1;
+                return Ok(());
             }
-            None => {}
+            Some(_) => drop(link.attached.remove(name)),
+            None => return Ok(()),
         }
-        Ok(())
+        let Some(mut connection) = link.connection.take() else { return Ok(()) };
+        let body = RequestBody::Detach { name: name.to_owned() };
+        match connection.call(&body, self.timeout) {
+            Ok((Err(reply), _)) if is_too_late(&reply) => Ok(()),
+            Ok((reply, _)) => {
+                link.connection = Some(connection);
+                let ReplyBody::Done = reply? else { return Err(unexpected(body.verb())) };
+                Ok(())
+            }
+            Err(Failure::Final(error)) => Err(error),
+            Err(Failure::NotSent | Failure::Lost) => Ok(()),
+        }
     }
+}
+
+/// Whether a daemon that is about to stop says that it did not do what it was asked for.
+fn is_too_late(reply: &ErrorReply) -> bool {
+    reply.kind() == Some(ErrorCode::ShuttingDown)
 }
 
 /// Whether a request does no more harm when it is carried out twice.

@@ -265,6 +265,27 @@ fn a_request_that_cannot_have_arrived_is_sent_again_whatever_it_is() {
 }
 
 #[test]
+fn what_a_daemon_about_to_stop_does_not_do_its_successor_is_asked_for() {
+    let too_late = || Err(ErrorReply::new(ErrorCode::ShuttingDown, "it stops", "later"));
+    let fake = Fake::run(vec![
+        Step::Accept,
+        Step::Answer("destroy", too_late()),
+        Step::Accept,
+        Step::Answer("destroy", DONE),
+        Step::Answer("ping", too_late()),
+        Step::Accept,
+        // Once is enough.
+        Step::Answer("ping", too_late()),
+        Step::Close,
+    ]);
+    let client = fake.connect().unwrap();
+    client.destroy("a", false).unwrap();
+    let error = client.ping().unwrap_err();
+    assert_eq!(error.daemon_code(), Some(ErrorCode::ShuttingDown), "{error}");
+    fake.finish();
+}
+
+#[test]
 fn nonsense_from_the_daemon_is_an_error_and_costs_the_connection() {
     for nonsense in [vec![1, 2, 3], vec![0xff; 40], vec![7; 200 << 10]] {
         let fake = Fake::run(vec![

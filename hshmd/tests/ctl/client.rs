@@ -85,6 +85,26 @@ fn work_goes_on_while_the_daemon_is_dead_and_requests_after_its_restart() {
 }
 
 #[test]
+fn a_segment_can_be_let_go_of_while_the_daemon_is_dead_and_after_its_restart() {
+    let mut daemon = Daemon::start();
+    let client = daemon.client();
+    client.create(&CreateOptions::new("jobs", 4 << 20)).unwrap();
+    let [meanwhile, afterwards] = [daemon.client(), daemon.client()].map(|client| {
+        let segment = client.attach("jobs").unwrap();
+        segment.put_bytes(b"jobs").unwrap();
+        (client, segment)
+    });
+    daemon.kill();
+    meanwhile.1.detach().unwrap();
+    daemon.restart();
+    afterwards.1.detach().unwrap();
+    for client in [meanwhile.0, afterwards.0] {
+        client.attach("jobs").unwrap().detach().unwrap();
+    }
+    assert_eq!(client.list().unwrap()[0].sessions, 0);
+}
+
+#[test]
 fn a_forked_child_works_with_what_it_inherited() {
     let daemon = Daemon::start();
     let client = daemon.client();
