@@ -69,23 +69,26 @@ impl Connection {
         let deadline = Instant::now() + timeout;
         // Made before the daemon is woken, so that it follows at once.
         let hello = Hello::new(client_name).encode();
-        let Some(socket) = connect_to(path, deadline, timeout)? else { return Ok(None) };
-        let mut connection = Self {
-            socket,
-            version: 0,
-            last_id: 0,
-            buffer: vec![0; FIRST_BUFFER_BYTES],
-            control: nix::cmsg_space!([RawFd; SCM_MAX_FD]),
-        };
-        match connection.greet(&hello, first, deadline, timeout) {
-            Ok((answer, asked)) => {
-                connection.version = accepted(answer, path)?;
-                Ok(Some((connection, asked)))
+        // One that hangs up is about to stop, or to be restarted: its successor may listen already.
+        for _ in 0..2 {
+            let Some(socket) = connect_to(path, deadline, timeout)? else { return Ok(None) };
+            let mut connection = Self {
+                socket,
+                version: 0,
+                last_id: 0,
+                buffer: vec![0; FIRST_BUFFER_BYTES],
+                control: nix::cmsg_space!([RawFd; SCM_MAX_FD]),
+            };
+            match connection.greet(&hello, first, deadline, timeout) {
+                Ok((answer, asked)) => {
+                    connection.version = accepted(answer, path)?;
+                    return Ok(Some((connection, asked)));
+                }
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::NotSent | Failure::Lost) => {}
             }
-            Err(Failure::Final(error)) => Err(error),
-            // It is about to stop, or to be restarted.
-            Err(Failure::NotSent | Failure::Lost) => Ok(None),
         }
+        Ok(None)
     }
 
     fn greet(

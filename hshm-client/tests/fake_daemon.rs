@@ -29,6 +29,8 @@ use nix::unistd::{ForkResult, fork};
 enum Step {
     /// Accept a connection and answer the greeting.
     Accept,
+    /// Accept a connection, and close it when the greeting is there.
+    HangUp,
     /// Accept a connection, then refuse it for its versions.
     RefuseVersion(VersionRange),
     /// Read a request, which must have this verb, and answer.
@@ -114,6 +116,7 @@ impl Step {
                 say(&connection, &welcome.encode());
                 *open = Some((connection, 0));
             }
+            Self::HangUp => drop(receive(&accept_one(listener))),
             Self::RefuseVersion(versions) => {
                 let connection = accept_one(listener);
                 Hello::decode(&receive(&connection)).unwrap();
@@ -282,6 +285,18 @@ fn what_a_daemon_about_to_stop_does_not_do_its_successor_is_asked_for() {
     client.destroy("a", false).unwrap();
     let error = client.ping().unwrap_err();
     assert_eq!(error.daemon_code(), Some(ErrorCode::ShuttingDown), "{error}");
+    fake.finish();
+}
+
+#[test]
+fn a_daemon_that_hangs_up_on_a_newcomer_has_its_successor_greeted() {
+    let fake = Fake::run(vec![Step::HangUp, Step::Accept, Step::Answer("ping", DONE)]);
+    fake.connect().unwrap().ping().unwrap();
+    fake.finish();
+    // Once is enough.
+    let fake = Fake::run(vec![Step::HangUp, Step::HangUp]);
+    let error = fake.connect().unwrap_err();
+    assert!(matches!(error, Error::NoDaemon { .. }), "{error}");
     fake.finish();
 }
 
