@@ -16,6 +16,7 @@
 //! Caching blocks in arrays by thread and class is Bonwick's ("Magazines and Vmem", USENIX 2001).
 
 use std::cell::Cell;
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicU64 as PrivateU64;
 
 use super::heap::Heap;
@@ -135,10 +136,24 @@ impl<'v> Rows<'v> {
         self.word(class, (self.count(class).limit() + 1).wrapping_sub(index))
     }
 
+    /// Those places, in that order.
+    pub(super) fn places(
+        &self,
+        class: usize,
+        places: RangeInclusive<u64>,
+    ) -> impl DoubleEndedIterator<Item = &'v AtomicU64> + use<'v> {
+        let row = (class % SMALL_CLASSES * ROW_WORDS) as u64;
+        let words = self.view.words_in_unit(self.unit, row, ROW_WORDS);
+        let behind = self.count(class).limit() + 1;
+        let word = |index| usize::try_from(behind.saturating_sub(index)).unwrap_or(0);
+        let (last, first) = (word(*places.end()).max(1), word(*places.start()));
+        words.get(last..=first).unwrap_or(&[]).iter().rev()
+    }
+
     /// The blocks of a row, those that have gone left out.
     pub(super) fn blocks(self, class: usize) -> impl DoubleEndedIterator<Item = u64> + 'v {
-        (1..=self.count(class).count())
-            .map(move |index| self.place(class, index).load(Ordering::Relaxed))
+        self.places(class, 1..=self.count(class).count())
+            .map(|place| place.load(Ordering::Relaxed))
             .filter(|&offset| offset != 0)
     }
 
@@ -155,8 +170,7 @@ impl<'v> Rows<'v> {
     /// Takes the `class`'s blocks of the page of unit `unit` out, which is wholly free with them.
     pub(super) fn forget_page(&self, class: usize, unit: u32) {
         let mut count = self.count(class).count();
-        for index in 1..=count {
-            let place = self.place(class, index);
+        for place in self.places(class, 1..=count) {
             if unit_of(place.load(Ordering::Relaxed)) == unit {
                 place.store(0, Ordering::Relaxed);
             }

@@ -18,10 +18,12 @@ use super::size_class::SMALL_CLASSES;
 use super::view::View;
 use super::walk::Met;
 use super::words::{Kind, Step, unit_of};
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::Ordering;
 
 /// Blocks of a row, which has no more places.
 const MOST: usize = 63;
+/// Parcels that these make at most: the smallest block names three others.
+const MOST_PARCELS: usize = MOST.div_ceil(4);
 /// How often blocks are tried to be put on a list whose page changes hands.
 const TURNS: usize = 1000;
 
@@ -81,8 +83,7 @@ pub(super) fn forget_flushed(view: &View, id: u32, part: u64, first: u64) {
 }
 
 fn forget(rows: Rows<'_>, class: usize, places: RangeInclusive<u64>, first: u64) {
-    for index in places {
-        let place = rows.place(class, index);
+    for place in rows.places(class, places) {
         if unit_of(place.load(Ordering::Relaxed)) == unit_of(first) {
             place.store(0, Ordering::Relaxed);
         }
@@ -109,30 +110,31 @@ struct Drain<'v> {
     keep: u64,
 }
 
-/// Blocks of a page: each one's distance from the page's beginning, and its first word.
-struct Chain<'v> {
-    blocks: [(u64, &'v AtomicU64); MOST],
+/// Blocks of a page: each one's distance from the page's beginning.
+struct Chain {
+    distances: [u16; MOST],
     len: usize,
 }
 
-impl<'v> Chain<'v> {
-    fn as_slice(&self) -> &[(u64, &'v AtomicU64)] {
-        self.blocks.get(..self.len).unwrap_or(&[])
+impl Chain {
+    fn as_slice(&self) -> &[u16] {
+        self.distances.get(..self.len).unwrap_or(&[])
     }
 
     /// Makes parcels of them, as large ones as they can be, and returns their first blocks and how many
     /// those are.
-    fn pack(&self, page: &Page<'v>) -> ([Link<'v>; MOST], usize) {
-        let [(distance, word), ..] = self.blocks;
-        let mut links = [Link { distance, word, blocks: 1 }; MOST];
+    fn pack<'v>(&self, page: &Page<'v>) -> ([Link<'v>; MOST_PARCELS], usize) {
+        let none = Link { distance: 0, word: &page.descriptor().local, blocks: 0 };
+        let mut links = [none; MOST_PARCELS];
         let mut len = 0;
         let most = parcel::most_named(page.block_bytes()) as usize + 1;
         for (parcel, link) in self.as_slice().chunks(most).zip(&mut links) {
-            let Some((&(distance, word), others)) = parcel.split_first() else { break };
+            let Some((&first, others)) = parcel.split_first() else { break };
+            let distance = u64::from(first);
+            let Some(word) = page.view.word(page.start() + distance) else { break };
             let blocks = u32::try_from(parcel.len()).unwrap_or(0);
             *link = Link { distance, word, blocks };
             if !others.is_empty() {
-                let others = others.iter().map(|&(distance, _)| distance);
                 parcel::write(page, page.start() + distance, others);
             }
             len += 1;
@@ -211,20 +213,15 @@ impl<'v> Drain<'v> {
     }
 
     /// The blocks in the row, to place `top`, that are of the page, but for those that `left_out` names.
-    fn chain(&self, page: &Page<'v>, top: u64, left_out: impl Fn(u32) -> bool) -> Chain<'v> {
-        let mut chain = Chain { blocks: [(0, self.rows.place(self.class, 0)); MOST], len: 0 };
-        let carved = page.carved();
-        for index in self.places(top) {
-            let offset = self.rows.place(self.class, index).load(Ordering::Relaxed);
-            if !page.contains(offset) {
-                continue;
-            }
-            let number = page.index_of(offset).filter(|&number| number < carved);
-            if let (Some(number), Some(link), Some(place)) =
-                (number, self.view.word(offset), chain.blocks.get_mut(chain.len))
+    fn chain(&self, page: &Page<'v>, top: u64, left_out: impl Fn(u32) -> bool) -> Chain {
+        let mut chain = Chain { distances: [0; MOST], len: 0 };
+        let blocks = page.carved_blocks();
+        for place in self.rows.places(self.class, self.places(top)) {
+            if let Some((number, distance)) = blocks.find(place.load(Ordering::Relaxed))
+                && let Some(next) = chain.distances.get_mut(chain.len)
                 && !left_out(number)
             {
-                *place = (offset - page.start(), link);
+                *next = distance;
                 chain.len += 1;
             }
         }
@@ -243,7 +240,8 @@ impl<'v> Drain<'v> {
         let chain = self.chain(page, top, |number| is_listed(page, number));
         // Else some were freed before: which, nobody knows.
         if page.local().count() as usize + chain.len <= page.carved() as usize {
-            page.push_chain_local(chain.as_slice());
+            let distances = chain.as_slice().iter();
+            page.push_chain_local(distances.map(|&distance| page.start() + u64::from(distance)));
         }
         // Died here: the blocks are on the list, and in the row, of which one is the last.
         crate::crash_point!("cache.flushed");

@@ -88,6 +88,13 @@ impl<'v> Page<'v> {
         (index * size == within && index < self.blocks()).then_some(index)
     }
 
+    /// Its carved blocks, if it is a small page, for many questions about them.
+    pub(super) fn carved_blocks(&self) -> CarvedBlocks {
+        let size = self.block_bytes();
+        let reciprocal = (1_u64 << 32).checked_div(size.into()).unwrap_or(0) + 1;
+        CarvedBlocks { start: self.start(), size, count: self.carved(), reciprocal }
+    }
+
     pub(super) fn block(&self, index: u32) -> u64 {
         self.start() + u64::from(index) * u64::from(self.block_bytes())
     }
@@ -255,18 +262,17 @@ impl<'v> Page<'v> {
     /// Puts a block that was allocated from this page, which `self.tag`'s owner holds, on the local
     /// list.
     pub(super) fn push_local(&self, offset: u64) {
-        if let Some(link) = self.view.word(offset) {
-            self.push_chain_local(&[(offset - self.start(), link)]);
-        }
+        self.push_chain_local(std::iter::once(offset));
     }
 
-    /// The same with several blocks: each one's distance from the page's beginning, and its first word.
-    pub(super) fn push_chain_local(&self, chain: &[(u64, &AtomicU64)]) {
+    /// The same with several blocks.
+    pub(super) fn push_chain_local(&self, offsets: impl Iterator<Item = u64>) {
         let mut list = self.local();
-        for &(distance, link) in chain {
+        for offset in offsets {
+            let Some(link) = self.view.word(offset) else { continue };
             link.store(list.0, Ordering::Relaxed);
             crate::crash_point!("free.linked");
-            list = list.with_first(self.start() + distance);
+            list = list.with_first(offset);
         }
         // ORDER: Release: the links stand before the list names them.
         self.descriptor().local.store(list.0, Ordering::Release);
@@ -300,6 +306,29 @@ impl<'v> Page<'v> {
         } else {
             ownerless.adopt(owner)
         }
+    }
+}
+
+/// What it takes to tell a small page's blocks from what is none.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CarvedBlocks {
+    start: u64,
+    size: u32,
+    count: u32,
+    /// 2^32 divided by the size, rounded up.
+    reciprocal: u64,
+}
+
+impl CarvedBlocks {
+    /// The number of the block that begins at `offset`, and its distance from the page's beginning, if
+    /// one does.
+    pub(super) fn find(&self, offset: u64) -> Option<(u32, u16)> {
+        let distance = u16::try_from(offset.wrapping_sub(self.start)).ok()?;
+        // Exact, since a distance times a size is less than 2^32.
+        #[allow(clippy::cast_possible_truncation, reason = "less than the distance")]
+        let number = ((u64::from(distance) * self.reciprocal) >> 32) as u32;
+        let is_one = number * self.size == distance.into() && number < self.count;
+        is_one.then_some((number, distance))
     }
 }
 

@@ -10,7 +10,7 @@
 //! of a parcel off a list, and unpacks it before.
 
 use super::page::Page;
-use super::size_class::GRANULE_BYTES;
+use super::size_class::GRANULE_SHIFT;
 use super::words::List;
 use crate::sync::Ordering;
 
@@ -19,6 +19,8 @@ const LANES: u32 = 4;
 /// Bits of a number.
 const LANE_BITS: u32 = 16;
 const LANE_MASK: u64 = (1 << LANE_BITS) - 1;
+/// What distances are counted in.
+const GRANULE: u16 = 1 << GRANULE_SHIFT;
 
 /// How many other blocks one of this size can name.
 pub(super) const fn most_named(block_bytes: u32) -> u32 {
@@ -28,11 +30,10 @@ pub(super) const fn most_named(block_bytes: u32) -> u32 {
 
 /// Names the blocks `others`, each by its distance from the page's beginning, in the one at `first`, for
 /// which they are not too many. That it does is said when it is linked.
-pub(super) fn write(page: &Page<'_>, first: u64, others: impl ExactSizeIterator<Item = u64>) {
-    let count = others.len() as u64;
-    let (mut word, mut lane, mut at) = (count & LANE_MASK, 1, first + 8);
-    for distance in others {
-        word |= ((distance / GRANULE_BYTES as u64) & LANE_MASK) << (lane * LANE_BITS);
+pub(super) fn write(page: &Page<'_>, first: u64, others: &[u16]) {
+    let (mut word, mut lane, mut at) = (others.len() as u64 & LANE_MASK, 1, first + 8);
+    for &distance in others {
+        word |= u64::from(distance / GRANULE) << (lane * LANE_BITS);
         lane += 1;
         if lane == LANES {
             store(page, at, word);
@@ -61,7 +62,7 @@ pub(super) fn named<'v>(page: &Page<'v>, first: u64) -> impl Iterator<Item = u64
     };
     let most = most_named(page.block_bytes());
     let count = u32::try_from(lane(0)).unwrap_or(0).min(most);
-    (1..=count).map(move |number| page.start() + lane(number) * GRANULE_BYTES as u64)
+    (1..=count).map(move |number| page.start() + lane(number) * u64::from(GRANULE))
 }
 
 /// Makes the blocks of the parcel that begins at `first`, which is on a list of the caller's, an ordinary
@@ -72,7 +73,8 @@ pub(super) fn unpack(page: &Page<'_>, first: u64) {
     if !page.contains(rest.first()) {
         rest = List::EMPTY;
     }
-    for offset in named(page, first).filter(|&offset| page.index_of(offset).is_some()) {
+    let blocks = page.carved_blocks();
+    for offset in named(page, first).filter(|&offset| blocks.find(offset).is_some()) {
         if let Some(word) = page.view.word(offset) {
             // ORDER: Relaxed: until the first block names them, these links are not on the list.
             word.store(rest.0, Ordering::Relaxed);

@@ -191,6 +191,15 @@ impl View {
         unsafe { AtomicU64::from_ptr(address.cast()) }
     }
 
+    /// The `len` words of such a unit from word `index` on.
+    pub(super) fn words_in_unit(&self, unit: u32, index: u64, len: usize) -> &[AtomicU64] {
+        let end = index.checked_add(len as u64);
+        assert!(end.is_some_and(|end| end <= (1 << UNIT_SHIFT) / 8), "words of a unit");
+        let first = std::ptr::from_ref(self.word_in_unit(unit, index));
+        // SAFETY: [mapped] all of them lie in the unit that the first one is in; [atomic] as there.
+        unsafe { std::slice::from_raw_parts(first, len) }
+    }
+
     /// The address of `len` bytes at `offset`, if they all lie below the limit and after the
     /// header.
     pub(crate) fn resolve(&self, offset: u64, len: usize) -> Result<NonNull<u8>, AllocError> {
