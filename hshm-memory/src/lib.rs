@@ -38,8 +38,9 @@
 //!   so. No body stands without a head, save one whose head its owner is making or unmaking.
 //! - **I3** A block of a page is below the page's carved count and on one list of the page, in its map
 //!   of purged blocks, or in one cache, once, or in none of them and allocated; or it is beyond the
-//!   carved count and in none. A list is as long as its first word says. Memory stands behind all but
-//!   purged blocks and those beyond the carved count.
+//!   carved count and in none, save that an owner who cuts or forgets blocks of its page may have some in
+//!   its cache for that moment. A list is as long as its first word says, the blocks that its blocks name
+//!   included. Memory stands behind all but purged blocks and those beyond the carved count.
 //! - **I4** A bin's list is of one page, which the bin's slot owns; a page's list is of that page; a
 //!   cache has blocks of pages of their class, under [`OnExit::Reclaim`] of its own slot's.
 //! - **I5** A slot is nobody's, or names the process that holds, keeps or recovers it.

@@ -299,7 +299,8 @@ pub(super) fn place<'r>(row: *mut u64, index: u64) -> &'r AtomicU64 {
     debug_assert!(index <= ROW_WORDS as u64, "a word of the rows");
     #[allow(clippy::cast_possible_truncation, reason = "seven bits")]
     let index = index as usize;
-    // SAFETY: [mapped] as above; behind the rows there are words of their unit.
+    // SAFETY: [mapped] as above; behind the rows there are words of their unit, and those that stand for
+    // none say that there is no room.
     unsafe { at(row.wrapping_add(index)) }
 }
 
