@@ -12,6 +12,7 @@ use hshm_memory::{
     AllocatorId, BackendKind, InitOptions, MemfdMmap, OffsetPointer, ThreadLocalAllocator,
 };
 use libfuzzer_sys::fuzz_target;
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 const SIZE: u64 = 1 << 20;
@@ -84,12 +85,20 @@ fuzz_target!(|data: &[u8]| {
             bytes[at..end].copy_from_slice(&change[3..3 + end - at]);
         }
         if mode & 0x80 != 0 {
-            bytes.truncate(bytes.len() / 64 * usize::from(mode & 0x3f));
+            // Within the tables, or behind them.
+            let step = if mode & 0x20 == 0 { 4096 } else { bytes.len() / 64 };
+            bytes.truncate(step * usize::from(mode & 0x3f));
         }
     }
-    let file = File::from(memfd_create(c"fuzz", MFdFlags::MFD_CLOEXEC).unwrap());
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = File::from(memfd_create(c"fuzz", flags).unwrap());
     file.write_all_at(&bytes, 0).unwrap();
-    let kind = if mode & 1 == 0 { BackendKind::PosixShm } else { BackendKind::Memfd };
+    // Not a bit that says how long the file is.
+    let kind = if mode & 0x40 == 0 { BackendKind::PosixShm } else { BackendKind::Memfd };
+    if kind == BackendKind::Memfd {
+        // Another is refused before anything of it is read.
+        fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    }
     if let Ok(heap) = ThreadLocalAllocator::open_fd(kind, file.into()) {
         use_it(&heap);
     }

@@ -10,7 +10,10 @@ use hshm_memory::{
 use libfuzzer_sys::fuzz_target;
 
 const SIZE: u64 = 2 << 20;
-const CAPACITY: u64 = 8 << 20;
+/// Large enough for workers to have caches.
+const ROOMY: u64 = 18 << 20;
+/// What a segment may grow by.
+const ROOM: u64 = 6 << 20;
 const CELLS: u64 = 8;
 const UNIT: u64 = 64 << 10;
 
@@ -50,8 +53,8 @@ struct Client {
 }
 
 impl Client {
-    fn new(on_exit: OnExit) -> Self {
-        let backend = Arc::new(MemfdMmap::create("fuzz", SIZE, CAPACITY).unwrap());
+    fn new(on_exit: OnExit, size: u64) -> Self {
+        let backend = Arc::new(MemfdMmap::create("fuzz", size, size + ROOM).unwrap());
         let options = InitOptions { custom_header_bytes: CELLS * 8, on_exit, worker_slots: 6 };
         let heap =
             ThreadLocalAllocator::shm_init(AllocatorId::new(1, 2), backend, &options).unwrap();
@@ -63,7 +66,7 @@ impl Client {
     fn block(&mut self, input: &mut Input<'_>) -> OffsetPointer {
         let which = input.byte();
         if self.blocks.is_empty() || which == 0xff {
-            return OffsetPointer::new(input.word() % (2 * CAPACITY));
+            return OffsetPointer::new(input.word() % (2 * (ROOMY + ROOM)));
         }
         self.blocks.swap_remove(usize::from(which) % self.blocks.len())
     }
@@ -161,8 +164,9 @@ impl Client {
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
-    let on_exit = if input.byte() & 1 == 0 { OnExit::Keep } else { OnExit::Reclaim };
-    let mut client = Client::new(on_exit);
+    let kind = input.byte();
+    let on_exit = if kind & 1 == 0 { OnExit::Keep } else { OnExit::Reclaim };
+    let mut client = Client::new(on_exit, if kind & 2 == 0 { SIZE } else { ROOMY });
     while !input.0.is_empty() {
         client.step(&mut input);
     }
