@@ -123,7 +123,7 @@ impl Chain {
 
     /// Makes parcels of them, as large ones as they can be, and returns their first blocks and how many
     /// those are.
-    fn pack<'v>(&self, page: &Page<'v>) -> ([Link<'v>; MOST_PARCELS], usize) {
+    fn parcels<'v>(&self, page: &Page<'v>) -> ([Link<'v>; MOST_PARCELS], usize) {
         let none = Link { distance: 0, word: &page.descriptor().local, blocks: 0 };
         let mut links = [none; MOST_PARCELS];
         let mut len = 0;
@@ -258,11 +258,11 @@ impl<'v> Drain<'v> {
             journal::begin(self.view, self.id, Step::Flush, pack(self.class, &places), first);
         crate::crash_point!("cache.journalled");
         let mark = Mark { slot: self.id, sequence: operation.sequence() };
-        let (links, packed) = chain.pack(page);
+        let (links, parcels) = chain.parcels(page);
         let pushed = remote::push_chain(
             &page.descriptor().remote,
             page.start(),
-            links.get(..packed).unwrap_or(&[]),
+            links.get(..parcels).unwrap_or(&[]),
             mark,
             |slot| pusher(self.view, slot),
             || page.carved_while_it_stands(),

@@ -64,20 +64,16 @@ impl Heap {
         Some(first)
     }
 
-    /// How many blocks of a page of this size of ours may be in our cache.
-    pub(super) fn most_cached(&self, page: &Page<'_>) -> u32 {
-        let rows = self.rows().filter(|_| page.tag.kind() == Kind::Small);
-        let count = rows.map_or(0, |rows| rows.count(page.class()).count());
-        u32::try_from(count).unwrap_or(0)
-    }
-
-    /// How many blocks of a page of ours, which is in no bin, are in our cache.
-    pub(super) fn count_cached(&self, page: &Page<'_>) -> u32 {
-        let rows = self.rows().filter(|_| page.tag.kind() == Kind::Small);
-        let cached = rows.map_or(0, |rows| {
-            rows.blocks(page.class()).filter(|&offset| page.contains(offset)).count()
-        });
-        u32::try_from(cached).unwrap_or(0)
+    /// How many blocks of a page of ours, which is in no bin and has `missing` blocks on none of its lists,
+    /// are in our cache: exactly, if those may be all; else no fewer.
+    pub(super) fn cached_of(&self, page: &Page<'_>, missing: u32) -> u32 {
+        let Some(rows) = self.rows().filter(|_| page.tag.kind() == Kind::Small) else { return 0 };
+        let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        let most = count(rows.count(page.class()).count());
+        if missing > most {
+            return most;
+        }
+        count(rows.blocks(page.class()).filter(|&offset| page.contains(offset)).count() as u64)
     }
 
     /// Forgets all lists of a page of ours, which is in no bin and has no block but free ones on its own

@@ -167,10 +167,9 @@ impl Heap {
     pub(super) fn settle(&self, page: Page<'_>) {
         self.trim_calm.set(0);
         let carved = page.carved();
-        // On none of its own lists: allocated, or in a cache. Ours is looked through if it may have all.
+        // On none of its own lists: allocated, or in a cache.
         let missing = carved.saturating_sub(page.listed());
-        let most = self.most_cached(&page);
-        let cached = if missing > most { most } else { self.count_cached(&page) };
+        let cached = self.cached_of(&page, missing);
         if missing <= cached {
             if page.tag.kind() == Kind::Small {
                 self.reset(&page, cached);
