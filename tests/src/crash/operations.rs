@@ -9,11 +9,11 @@ use super::outcomes::{
 };
 use super::situations::{
     LARGE, MEDIUM, SHORT_RUN, SMALL, SMALL_PER_PAGE, bin_of_a_parcel, cached, cached_anothers,
-    cached_of_a_page_in_use, cached_of_all_sorts, cached_of_an_idle_page, elsewhere, empty_cell,
-    fill_cell, free_first, full_but_for_what_a_dead_freed, full_page_and_one,
-    idle_page_that_a_dead_freed_to, idle_page_with_a_bin, idle_pages_everywhere, leave,
-    left_by_another, nearly_cached, nothing, purged_page, resize_first, sparse_page, take,
-    take_small, trim, warm,
+    cached_of_a_page_in_use, cached_of_all_sorts, cached_of_an_idle_page,
+    cached_of_an_idle_page_in_a_bin, elsewhere, empty_cell, fill_cell, free_first,
+    full_but_for_what_a_dead_freed, full_page_and_one, idle_page_that_a_dead_freed_to,
+    idle_page_with_a_bin, idle_pages_everywhere, leave, left_by_another, nearly_cached, nothing,
+    purged_page, resize_first, sparse_page, take, take_small, trim, warm,
 };
 use super::world::World;
 
@@ -396,6 +396,13 @@ pub const OPERATIONS: &[Operation] = &[
     keep("allocate from a parcel", bin_of_a_parcel, take_small, TAKES_SMALL).roomy(),
     keep("free the last that is not cached", cached_of_an_idle_page, free_first, FREES_SMALL)
         .roomy(),
+    keep(
+        "free the last of the bin's page",
+        cached_of_an_idle_page_in_a_bin,
+        free_first,
+        FREES_SMALL,
+    )
+    .roomy(),
     keep("free beside a full cache", cached_of_a_page_in_use, free_first, FREES_SMALL).roomy(),
     keep("free another's to a full cache", cached_anothers, free_first, FREES_SMALL)
         .after(|w| w.hold(8, SMALL))

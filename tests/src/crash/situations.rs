@@ -136,6 +136,13 @@ pub(super) fn cached_of_an_idle_page(w: &World) {
     w.drop_blocks(1..SMALL_PER_PAGE);
 }
 
+/// The same page is the one that the bin is of.
+pub(super) fn cached_of_an_idle_page_in_a_bin(w: &World) {
+    cached(w);
+    w.hold(SMALL_PER_PAGE - 2 * SMALL_PER_ROW, SMALL);
+    w.drop_blocks(1..w.known());
+}
+
 /// A page of 64 small blocks, all allocated, hence without owner, and the first of another page.
 pub(super) fn full_page_and_one(w: &World) {
     w.hold(SMALL_PER_PAGE + 1, SMALL);

@@ -35,8 +35,16 @@ impl ThreadLocalAllocator {
     /// ```
     #[inline(always)]
     pub fn allocate(&self, bytes: usize) -> Result<OffsetPointer, AllocError> {
-        if let Some((offset, _)) = self.take_small(bytes) {
-            return Ok(OffsetPointer::new(offset));
+        if let Some((heap, class)) = self.small(bytes) {
+            if let Some(offset) = heap.pop_cached(class) {
+                return Ok(OffsetPointer::new(offset));
+            }
+            if let Some(offset) = heap.pop_small(class) {
+                return Ok(OffsetPointer::new(offset));
+            }
+            if let Some(offset) = heap.cut_into_row(class) {
+                return Ok(OffsetPointer::new(offset));
+            }
         }
         self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)
     }
@@ -60,8 +68,17 @@ impl ThreadLocalAllocator {
         &self,
         bytes: usize,
     ) -> Result<(OffsetPointer, NonNull<u8>), AllocError> {
-        if let Some((offset, heap)) = self.take_small(bytes) {
-            return Ok((OffsetPointer::new(offset), heap.address(offset)));
+        if let Some((heap, class)) = self.small(bytes) {
+            let mapped = |offset| Ok((OffsetPointer::new(offset), heap.address(offset)));
+            if let Some(offset) = heap.pop_cached(class) {
+                return mapped(offset);
+            }
+            if let Some(offset) = heap.pop_small(class) {
+                return mapped(offset);
+            }
+            if let Some(offset) = heap.cut_into_row(class) {
+                return mapped(offset);
+            }
         }
         let block = self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)?;
         Ok((block, self.resolve(block, bytes)?))
@@ -320,15 +337,14 @@ impl ThreadLocalAllocator {
         tls::detach_thread(self.key);
     }
 
-    /// A block of at least `bytes` bytes out of what the calling thread has at hand, and its heap.
+    /// The calling thread's heap, and the class of `bytes` bytes, if that is a small one.
     #[inline(always)]
-    fn take_small(&self, bytes: usize) -> Option<(u64, &heap::Heap)> {
+    fn small(&self, bytes: usize) -> Option<(&heap::Heap, usize)> {
         // One question after the other: each is one branch.
         let heap = tls::current(self.key)?;
         let class = small_class_of(bytes)?;
         // SAFETY: [owned] the thread's registry keeps its current heap alive.
-        let heap = unsafe { &*heap };
-        Some((heap.take_small(class)?, heap))
+        Some((unsafe { &*heap }, class))
     }
 
     #[cold]

@@ -16,11 +16,11 @@
 //! Caching blocks in arrays by thread and class is Bonwick's ("Magazines and Vmem", USENIX 2001).
 
 use std::cell::Cell;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::AtomicU64 as PrivateU64;
 
 use super::heap::Heap;
-use super::layout::{PAGE_BYTES, UNIT_BYTES};
+use super::layout::{PAGE_BYTES, UNIT_BYTES, UNIT_SHIFT};
 use super::refill::add;
 use super::size_class::{GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, block_bytes};
 use super::units;
@@ -29,8 +29,11 @@ use super::words::{Tag, unit_of};
 use crate::options::OnExit;
 use crate::sync::{AtomicU64, Ordering};
 
-/// Words of a row: one that counts, the rest for blocks.
+/// Words of a row: all but the last for blocks.
 const ROW_WORDS: usize = 64;
+/// The word of a row that counts. Like all that the fast paths read, it is not where a block can begin,
+/// in the low bits of the address: see [`super::heap`].
+const COUNT: usize = ROW_WORDS - 1;
 /// Bytes of all rows.
 const ROWS_BYTES: u64 = (SMALL_CLASSES * ROW_WORDS * 8) as u64;
 /// The blocks that a row can hold: the word behind the last of them is 0, which is no block.
@@ -48,11 +51,11 @@ const MISSES: u32 = 64;
 /// The same for a new heap: who only looks in needs none.
 const FIRST_MISSES: u32 = 4;
 
-/// The first word of a row: bits 0-5 how many blocks there is room for, 6-11 how many it can have,
+/// The word of a row that counts: bits 0-5 how many blocks there is room for, 6-11 how many it can have,
 /// 12-63 how many were ever taken from it.
 ///
-/// A row is filled from its end: word `room` is where the next block goes, the one behind it has the
-/// block that was put there last. Of a row that can have none, both say so.
+/// A row is filled from its end: as many words as there is room for come before the block that was put
+/// there last. Of a row that can have none, both say so.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RowWord(pub(super) u64);
 
@@ -119,21 +122,25 @@ impl<'v> Rows<'v> {
         self.view.word_in_unit(self.unit, row + index % ROW_WORDS as u64)
     }
 
+    fn counter(&self, class: usize) -> &'v AtomicU64 {
+        self.word(class, COUNT as u64)
+    }
+
     pub(super) fn count(&self, class: usize) -> RowWord {
-        RowWord(self.word(class, 0).load(Ordering::Acquire))
+        RowWord(self.counter(class).load(Ordering::Acquire))
     }
 
     /// Says that the row has `count` blocks.
     pub(super) fn set_count(&self, class: usize, count: u64) {
         // ORDER: Release: blocks stand in the row, or are out of it, before they are counted so.
-        self.word(class, 0).store(self.count(class).with_count(count).0, Ordering::Release);
+        self.counter(class).store(self.count(class).with_count(count).0, Ordering::Release);
     }
 
     /// Place `index` of a row, from 1 on, in the order in which blocks were put there: a block's offset,
     /// or 0 where one has gone.
     pub(super) fn place(&self, class: usize, index: u64) -> &'v AtomicU64 {
         // Whatever somebody scribbled, it is a word of the rows.
-        self.word(class, (self.count(class).limit() + 1).wrapping_sub(index))
+        self.word(class, self.count(class).limit().wrapping_sub(index))
     }
 
     /// Those places, in that order.
@@ -144,10 +151,10 @@ impl<'v> Rows<'v> {
     ) -> impl DoubleEndedIterator<Item = &'v AtomicU64> + use<'v> {
         let row = (class % SMALL_CLASSES * ROW_WORDS) as u64;
         let words = self.view.words_in_unit(self.unit, row, ROW_WORDS);
-        let behind = self.count(class).limit() + 1;
-        let word = |index| usize::try_from(behind.saturating_sub(index)).unwrap_or(0);
-        let (last, first) = (word(*places.end()).max(1), word(*places.start()));
-        words.get(last..=first).unwrap_or(&[]).iter().rev()
+        let limit = self.count(class).limit();
+        let word = |index| usize::try_from(limit.saturating_sub(index)).unwrap_or(0);
+        let (last, behind) = (word(*places.end()), word(places.start().saturating_sub(1)));
+        words.get(last..behind).unwrap_or(&[]).iter().rev()
     }
 
     /// The blocks of a row, those that have gone left out.
@@ -157,13 +164,21 @@ impl<'v> Rows<'v> {
             .filter(|&offset| offset != 0)
     }
 
+    /// How many of the `class`'s blocks are of the page of unit `unit`.
+    pub(super) fn count_of_page(&self, class: usize, unit: u32) -> u64 {
+        let places = self.places(class, 1..=self.count(class).count());
+        let of_page =
+            |place: &&AtomicU64| place.load(Ordering::Relaxed) >> UNIT_SHIFT == u64::from(unit);
+        places.filter(of_page).count() as u64
+    }
+
     /// Makes all rows empty ones that nothing was ever taken from, which may have as many blocks as
     /// `limits` says.
     fn reset(&self, limits: &[Cell<u8>; SMALL_CLASSES]) {
         for (class, limit) in limits.iter().enumerate() {
             let limit = limit.get();
-            self.word(class, 0).store(RowWord::empty(limit).0, Ordering::Relaxed);
-            self.word(class, u64::from(limit) + 1).store(0, Ordering::Relaxed);
+            self.counter(class).store(RowWord::empty(limit).0, Ordering::Relaxed);
+            self.word(class, limit.into()).store(0, Ordering::Relaxed);
         }
     }
 
@@ -196,16 +211,16 @@ impl<'v> Rows<'v> {
 pub(super) struct Cache {
     /// Where the rows are in this process; [`NO_ROWS`] if there are none.
     rows: Cell<*mut u64>,
-    /// Bits of a tag that decide whether blocks of a page are cached,
-    tag_mask: u32,
-    /// and what they are: subtracted, they leave the class.
-    tag_base: u32,
-    /// How many blocks each row may have.
-    limits: [Cell<u8>; SMALL_CLASSES],
     /// The unit that holds the rows; 0 if there are none.
     unit: Cell<u32>,
+    /// Bits of a tag that decide whether blocks of a page are cached,
+    tag_mask: u64,
     /// Slow operations since the cache was given up.
     misses: Cell<u32>,
+    /// and what they are: subtracted, they leave the class.
+    tag_base: u64,
+    /// How many blocks each row may have.
+    limits: [Cell<u8>; SMALL_CLASSES],
 }
 
 /// The rows of a heap that has none: empty for who takes, full for who gives.
@@ -215,14 +230,14 @@ static NO_ROWS: [PrivateU64; SMALL_CLASSES * ROW_WORDS] =
 impl Cache {
     pub(super) fn new(id: u32, on_exit: OnExit) -> Self {
         let page = Tag::page(id, 0);
-        let (tag_mask, page): (u32, _) = match on_exit {
+        let (tag_mask, page) = match on_exit {
             OnExit::Keep => (!Tag::OWNER_BITS, page.with_owner(0)),
             // Blocks die with the owner of their page: others must not hand them out.
-            OnExit::Reclaim => (!0, page),
+            OnExit::Reclaim => (u32::MAX, page),
         };
         Self {
-            tag_mask,
-            tag_base: page.0,
+            tag_mask: u64::from(tag_mask),
+            tag_base: u64::from(page.0),
             rows: Cell::new(no_rows()),
             limits: [const { Cell::new(0) }; SMALL_CLASSES],
             unit: Cell::new(0),
@@ -238,8 +253,9 @@ impl Cache {
     /// The class of a page with this tag, if its blocks may be cached.
     #[inline(always)]
     pub(super) fn class_of(&self, tag: u32) -> Option<usize> {
-        let class = (tag & self.tag_mask).wrapping_sub(self.tag_base) as usize;
-        (class < SMALL_CLASSES).then_some(class)
+        let class = (u64::from(tag) & self.tag_mask).wrapping_sub(self.tag_base);
+        #[allow(clippy::cast_possible_truncation, reason = "it is compared before")]
+        (class < SMALL_CLASSES as u64).then_some(class as usize)
     }
 
     /// The row of a small class.
@@ -290,18 +306,25 @@ unsafe fn at<'r>(word: *mut u64) -> &'r AtomicU64 {
 #[inline(always)]
 pub(super) fn counter<'r>(row: *mut u64) -> &'r AtomicU64 {
     // SAFETY: [mapped] the rows that a heap knows of live as long as its view.
-    unsafe { at(row) }
+    unsafe { at(row.wrapping_add(COUNT)) }
 }
 
-/// Word `index` of a row of ours, at most the one behind it.
+/// Word `index` of a row of ours.
 #[inline(always)]
 pub(super) fn place<'r>(row: *mut u64, index: u64) -> &'r AtomicU64 {
-    debug_assert!(index <= ROW_WORDS as u64, "a word of the rows");
-    #[allow(clippy::cast_possible_truncation, reason = "seven bits")]
+    debug_assert!(index < ROW_WORDS as u64, "a word of the row");
+    #[allow(clippy::cast_possible_truncation, reason = "six bits")]
     let index = index as usize;
-    // SAFETY: [mapped] as above; behind the rows there are words of their unit, and those that stand for
-    // none say that there is no room.
+    // SAFETY: [mapped] as above.
     unsafe { at(row.wrapping_add(index)) }
+}
+
+/// The words of a row of ours in a range, as far as there are such.
+pub(super) fn places<'r>(row: *mut u64, range: Range<u64>) -> &'r [AtomicU64] {
+    // SAFETY: [mapped] and [atomic] as above.
+    let words = unsafe { std::slice::from_raw_parts(row.cast::<AtomicU64>(), COUNT) };
+    let index = |word| usize::try_from(word).unwrap_or(usize::MAX);
+    words.get(index(range.start)..index(range.end)).unwrap_or(&[])
 }
 
 impl Heap {
@@ -314,7 +337,7 @@ impl Heap {
     pub(super) fn pop_cached(&self, class: usize) -> Option<u64> {
         let row = self.cache.row(class);
         let word = RowWord(counter(row).load(Ordering::Relaxed));
-        let offset = place(row, word.room() + 1).load(Ordering::Relaxed);
+        let offset = place(row, word.room()).load(Ordering::Relaxed);
         let offset = offset & !(GRANULE_BYTES as u64 - 1);
         if offset.wrapping_sub(self.first) >= self.reach.get() {
             return None;
@@ -337,7 +360,7 @@ impl Heap {
         if room == 0 {
             return false;
         }
-        place(row, room).store(offset, Ordering::Relaxed);
+        place(row, room - 1).store(offset, Ordering::Relaxed);
         // Died here: the block is in the row, but not counted, and allocated.
         crate::crash_point!("cache.placed");
         // ORDER: Release keeps it after the place's store, for the recoverer.
@@ -354,7 +377,7 @@ impl Heap {
         let size = u64::from(block_bytes(class));
         let mut word = RowWord(counter(row).load(Ordering::Relaxed));
         while word.count() > 0 {
-            let offset = place(row, word.room() + 1).load(Ordering::Relaxed);
+            let offset = place(row, word.room()).load(Ordering::Relaxed);
             let inside = offset >= self.first
                 && offset.is_multiple_of(GRANULE_BYTES as u64)
                 && offset.checked_add(size).is_some_and(|end| end <= self.view.limit());
@@ -373,7 +396,8 @@ impl Heap {
         let Some(tag) = self.view.tag(unit_of(offset)) else { return false };
         let Some(class) = self.cache.class_of(tag.0) else { return false };
         let limit = self.cache.limit(class);
-        if tag.owner() == 0 || tag.owner() == self.id || limit == 0 {
+        let is_granule = offset.is_multiple_of(GRANULE_BYTES as u64);
+        if tag.owner() == 0 || tag.owner() == self.id || limit == 0 || !is_granule {
             return false;
         }
         self.flush(class, limit.div_ceil(2));

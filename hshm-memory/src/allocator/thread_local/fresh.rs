@@ -4,14 +4,14 @@
 //! Following a list of blocks that were freed in any order leads from one end of the page to the other,
 //! each step waiting for the one before; these are one behind the other.
 
-use super::cache::{RowWord, counter, place};
+use super::cache::{RowWord, counter, places};
 use super::heap::Heap;
 use super::layout::{PAGE_BYTES, UNIT_FRAMES};
 use super::page::Page;
 use super::refill::{add, sub};
 use super::size_class::block_bytes;
 use super::words::{Kind, List, Tag, unit_of, unit_start};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 impl Heap {
     /// Takes a block of `class`, a small one, of the page that its bin is of, and puts more of it into
@@ -47,16 +47,28 @@ impl Heap {
         let first = unit_start(unit) + u64::from(carved) * u64::from(size);
         let filled = word.with_count(u64::from(count - 1));
         let mut offset = first;
-        for index in filled.room() + 1..=word.room() {
+        let mut put = |place: &AtomicU64| {
             offset += u64::from(size);
-            place(row, index).store(offset, Ordering::Relaxed);
-        }
+            place.store(offset, Ordering::Relaxed);
+        };
+        // Several at a time: the loop's own instructions would be as many as its body's.
+        let (fours, others) = places(row, filled.room()..word.room()).as_chunks::<4>();
+        fours.iter().for_each(|four| four.iter().for_each(&mut put));
+        others.iter().for_each(&mut put);
         // ORDER: Release, here and below: blocks stand in the row before they are counted, and are
         // counted there before they are carved.
         counter(row).store(filled.0, Ordering::Release);
         // Died here: the row has blocks that were never carved; recovery leaves them out.
         crate::crash_point!("cache.filled");
-        descriptor.carved.store(carved + count, Ordering::Release);
+        let carved = carved + count;
+        descriptor.carved.store(carved, Ordering::Release);
+        // All of them may be free again when all but those are on the local list that are in the bin
+        // or in the row. It takes some time to find out, so that the page should have many.
+        let awaited = carved.saturating_sub(list.count() + limit);
+        let page = Page::new(&self.view, unit, Tag::page(self.id, class));
+        if awaited > page.blocks() / 2 {
+            self.await_frees(&page, awaited);
+        }
         let counters = self.counters();
         add(&counters.loaded, 1);
         // The reader takes all that is in the cache for freed, and these never were.
@@ -64,8 +76,8 @@ impl Heap {
         Some(first)
     }
 
-    /// How many blocks of a page of ours, which is in no bin and has `missing` blocks on none of its lists,
-    /// are in our cache: exactly, if those may be all; else no fewer.
+    /// How many blocks of a page of ours, which has `missing` blocks on no list, are in our cache: exactly,
+    /// if those may be all; else no fewer.
     pub(super) fn cached_of(&self, page: &Page<'_>, missing: u32) -> u32 {
         let Some(rows) = self.rows().filter(|_| page.tag.kind() == Kind::Small) else { return 0 };
         let count = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
@@ -73,7 +85,7 @@ impl Heap {
         if missing > most {
             return most;
         }
-        count(rows.blocks(page.class()).filter(|&offset| page.contains(offset)).count() as u64)
+        count(rows.count_of_page(page.class(), page.unit))
     }
 
     /// Forgets all lists of a page of ours, which is in no bin and has no block but free ones on its own

@@ -4,6 +4,7 @@
 //! [`super::release`] have what they fall back to.
 
 use std::cell::Cell;
+use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
@@ -36,34 +37,50 @@ const MEDIUM_BINS_PART: usize = 64;
 const CUT_BESIDE_A_ROW: u32 = 4;
 
 /// One worker's heap. Only the thread that holds it calls its methods.
+///
+/// What the fast paths read comes first. Each of it stands 8 bytes beyond a multiple of 16, and so does
+/// what they read in the segment: blocks begin at multiples of 16, and a processor takes a load for one of
+/// what was just stored if the low 12 bits of both addresses are the same. Links, and the first
+/// words that users write, are stored all the time, and stay in the way until they reach the cache.
 #[derive(Debug)]
-// What the fast paths read comes first and shares one cache line.
 #[repr(C, align(64))]
 pub(crate) struct Heap {
+    /// Which attached allocator it belongs to; unique in the process, never 0.
+    pub(super) key: u64,
     base: *mut u8,
+    /// The fork generation in which the slot was claimed: in a later one it is the parent's.
+    pub(super) generation: u64,
+    /// Units below the end of what may be touched.
+    units: Cell<u64>,
+    /// Whether the slot was given back.
+    pub(super) released: PrivateU64,
+    tags: *const AtomicU32,
+    pub(super) view: Arc<View>,
+    pub(super) cache: Cache,
+    /// The slot's number.
+    pub(super) id: u32,
+    /// Where the search for pages to adopt goes on.
+    pub(super) adopt_cursor: Cell<u32>,
     /// The first offset that a block can have.
     pub(super) first: u64,
     /// Bytes from there to the end of what may be touched.
     span: Cell<u64>,
     /// Bytes in which a block of any small class may begin.
     pub(super) reach: Cell<u64>,
-    tags: *const AtomicU32,
-    /// Units below the end of what may be touched.
-    units: Cell<u64>,
+    /// The header's `pressure` when we last gave back what we keep.
+    pub(super) pressure: Cell<u64>,
+    slot: *const Slot,
+    /// Refills until we look at it again.
+    pub(super) calm: Cell<u32>,
+    /// Failures to find memory until the next search.
+    pub(super) trim_calm: Cell<u32>,
+    descriptors: *const Descriptor,
+    /// Where the search for memory to give back goes on.
+    pub(super) trim_cursor: Cell<u32>,
+    /// Where it begins again.
+    pub(super) trim_end: Cell<u32>,
     /// The owner in the tags of our pages.
     owner_bits: u32,
-    pub(super) cache: Cache,
-    slot: *const Slot,
-    descriptors: *const Descriptor,
-    /// Which attached allocator it belongs to; unique in the process, never 0.
-    pub(super) key: u64,
-    /// The slot's number.
-    pub(super) id: u32,
-    pub(super) view: Arc<View>,
-    /// The fork generation in which the slot was claimed: in a later one it is the parent's.
-    pub(super) generation: u64,
-    /// Whether the slot was given back.
-    pub(super) released: PrivateU64,
     /// Pages with free blocks, by class.
     pub(super) partial: [Queue; CLASSES],
     /// Pages without, where they stay ours (`OnExit::Reclaim`).
@@ -79,18 +96,6 @@ pub(crate) struct Heap {
     pub(super) medium_bins: [Cell<u32>; MEDIUM_CLASSES],
     /// The page that each medium class's blocks came from before its bin was given up; 0 for none.
     pub(super) medium_left: [Cell<u32>; MEDIUM_CLASSES],
-    /// The header's `pressure` when we last gave back what we keep.
-    pub(super) pressure: Cell<u64>,
-    /// Refills until we look at it again.
-    pub(super) calm: Cell<u32>,
-    /// Where the search for pages to adopt goes on.
-    pub(super) adopt_cursor: Cell<u32>,
-    /// Where the search for memory to give back goes on.
-    pub(super) trim_cursor: Cell<u32>,
-    /// Where it begins again.
-    pub(super) trim_end: Cell<u32>,
-    /// Failures to find memory until the next search.
-    pub(super) trim_calm: Cell<u32>,
 }
 
 // SAFETY: [owned] a heap is used by one thread at a time: by the one that claimed its slot, or under
@@ -265,15 +270,14 @@ impl Heap {
         // SAFETY: [mapped] as for the tag.
         let descriptor = unsafe { &*self.descriptors.wrapping_add(unit) };
         let list = List(descriptor.local.load(Ordering::Relaxed));
-        let longer = list.with_first(offset);
-        if longer.count() == descriptor.event.load(Ordering::Relaxed) {
+        if list.has_length(descriptor.event.load(Ordering::Relaxed)) {
             return false;
         }
         self.link(offset).store(list.0, Ordering::Relaxed);
         // Died here: the block is linked and still allocated.
         crate::crash_point!("free.linked");
         // ORDER: Release keeps it after the link's store, for whoever recovers this list.
-        descriptor.local.store(longer.0, Ordering::Release);
+        descriptor.local.store(list.with_first(offset).0, Ordering::Release);
         true
     }
 
@@ -282,9 +286,9 @@ impl Heap {
     pub(super) fn push_medium(&self, offset: u64) -> bool {
         let Some(page) = self.medium_page(offset) else { return false };
         let carved = page.carved();
-        let count = page.local().count() + 1;
+        let count = page.local().count();
         let is_plain = page.index_of(offset).is_some_and(|index| index < carved)
-            && count <= carved
+            && count < carved
             && count != page.descriptor().event.load(Ordering::Relaxed);
         if is_plain {
             page.push_local(offset);
@@ -358,4 +362,22 @@ impl Heap {
     }
 }
 
+const _: () = {
+    let fields = [
+        offset_of!(Heap, base),
+        offset_of!(Heap, units),
+        offset_of!(Heap, tags),
+        offset_of!(Heap, cache),
+        offset_of!(Heap, first),
+        offset_of!(Heap, reach),
+        offset_of!(Heap, slot),
+        offset_of!(Heap, descriptors),
+        offset_of!(Heap, owner_bits),
+    ];
+    let mut index = 0;
+    while index < fields.len() {
+        assert!(fields[index] % 16 == 8, "not where a block can begin");
+        index += 1;
+    }
+};
 const _: () = assert!(NO_EVENT > u16::MAX as u32, "a list's length never reaches it");

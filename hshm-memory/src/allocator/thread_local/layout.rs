@@ -11,7 +11,7 @@ use crate::sync::{AtomicU32, AtomicU64};
 
 /// The version of the segments that this library writes and reads. It changes whenever a byte of
 /// the layout changes its meaning.
-pub const LAYOUT_VERSION: u32 = 4;
+pub const LAYOUT_VERSION: u32 = 5;
 /// What a segment begins with: "hshmTLA1", read as a little-endian number.
 pub(crate) const MAGIC: u64 = u64::from_le_bytes(*b"hshmTLA1");
 /// The allocator that laid the segment out.
@@ -174,20 +174,21 @@ mod for_model {
 /// The first line is the owner's alone; the second is where others put what they free.
 #[repr(C, align(64))]
 pub(crate) struct Descriptor {
-    /// Blocks that the owner freed: a list word.
-    pub(crate) local: AtomicU64,
-    /// The length of `local` at which something is to be done.
-    pub(crate) event: AtomicU32,
-    /// Blocks that were ever put on a list, from the page's start on.
-    pub(crate) carved: AtomicU32,
     /// Which queue of its owner the page is in; a hint.
     pub(crate) queued: AtomicU32,
     /// Whether `purged_blocks` counts: 1 or 0.
     pub(crate) purged: AtomicU32,
+    /// Blocks that the owner freed: a list word. This and `event` are read by the fast paths, and stand
+    /// where no block can begin, in the low bits of the address: see [`super::heap`].
+    pub(crate) local: AtomicU64,
     /// The next page of the owner's queue; a hint.
     pub(crate) next: AtomicU32,
     /// The one before; a hint.
     pub(crate) previous: AtomicU32,
+    /// The length of `local` at which the next free has more to do.
+    pub(crate) event: AtomicU32,
+    /// Blocks that were ever put on a list, from the page's start on.
+    pub(crate) carved: AtomicU32,
     /// What was left of the list that its last owner took blocks from: a list word.
     pub(crate) free: AtomicU64,
     /// For a run, its length in units.
@@ -234,10 +235,11 @@ const _: () = {
     assert!(offset_of!(Slot, bins) == 192);
 
     assert!(size_of::<Descriptor>() as u64 == DESCRIPTOR_BYTES);
-    assert!(offset_of!(Descriptor, event) == 8);
+    assert!(offset_of!(Descriptor, local) == 8);
+    assert!(offset_of!(Descriptor, event) == 24);
     assert!(offset_of!(Descriptor, free) == 32);
     assert!(offset_of!(Descriptor, run_units) == 40);
-    assert!(offset_of!(Descriptor, purged) == 20);
+    assert!(offset_of!(Descriptor, purged) == 4);
     assert!(offset_of!(Descriptor, remote) == 64);
     assert!(offset_of!(Descriptor, purged_blocks) == 72);
     assert!(PURGED_WORDS * 64 == PURGED_BLOCKS as usize);

@@ -91,8 +91,8 @@ impl<'v> Page<'v> {
         descriptor.free.store(0, Ordering::Release);
         let waits = descriptor.event.load(Ordering::Relaxed) != NO_EVENT;
         if waits && descriptor.queued.load(Ordering::Relaxed) == PARTIAL {
-            let event = self.carved().saturating_sub(met.count).max(1);
-            descriptor.event.store(event, Ordering::Relaxed);
+            let others = self.carved().saturating_sub(met.count);
+            descriptor.event.store(others.saturating_sub(1), Ordering::Relaxed);
         }
         self.expect_memory_up_to(frames);
         // Died here, or in what follows: some memory stays until it is used again.

@@ -196,7 +196,7 @@ impl Heap {
             }
             // All blocks of a page must have one owner: it stays ours, and is looked at again.
             OnExit::Reclaim => {
-                page.descriptor().event.store(1, Ordering::Relaxed);
+                page.descriptor().event.store(0, Ordering::Relaxed);
                 if let Some(queue) = self.full.get(page.class()) {
                     queue.push_back(&self.view, page.unit);
                 }

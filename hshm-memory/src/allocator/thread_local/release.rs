@@ -7,6 +7,7 @@ use super::heap::Heap;
 use super::layout::UNIT_BYTES;
 use super::page::{NO_EVENT, Page, pusher, tag_after_push};
 use super::queue::{FULL, PARTIAL};
+use super::recover;
 use super::refill::{Request, add, sub};
 use super::remote::{self, Mark, Place};
 use super::size_class::class_of;
@@ -149,9 +150,8 @@ impl Heap {
     /// After a block of a page of ours was put on its local list.
     pub(super) fn after_local_free(&self, page: Page<'_>) {
         let descriptor = page.descriptor();
-        if page.local().count() >= descriptor.event.load(Ordering::Relaxed) {
-            self.unqueue(&page);
-            self.settle(page);
+        if page.local().count() > descriptor.event.load(Ordering::Relaxed) {
+            self.settle_again(page);
         } else if page.tag.kind() == Kind::Medium
             && !self.is_kept(&page)
             && self.is_idle(&page)
@@ -161,6 +161,30 @@ impl Heap {
             // their class would come from.
             self.discard(&page);
         }
+    }
+
+    /// Finds the right place for a page of ours of which so many blocks were freed that all may be free.
+    fn settle_again(&self, page: Page<'_>) {
+        let in_bin = self.bin_of(&page).count();
+        if in_bin == 0 {
+            self.unqueue(&page);
+            self.settle(page);
+            return;
+        }
+        let missing = page.carved().saturating_sub(page.listed() + in_bin);
+        let cached = self.cached_of(&page, missing);
+        if missing > cached {
+            self.await_frees(&page, missing - cached);
+        } else {
+            recover::give_up_bin(&self.view, self.id, page.class());
+            self.settle(page);
+        }
+    }
+
+    /// Has the free that makes the local list longer by `frees` look at the page again.
+    pub(super) fn await_frees(&self, page: &Page<'_>, frees: u32) {
+        let event = (page.local().count() + frees - 1).saturating_add(page.remote().count());
+        page.descriptor().event.store(event, Ordering::Relaxed);
     }
 
     /// Finds the right place for a page of ours that is in no bin and no queue.
@@ -187,12 +211,10 @@ impl Heap {
             self.let_go(page);
             return;
         } else {
-            // The free that makes the local list this long leaves no block that is neither free nor, as
-            // far as can be told now, in our cache; unless others have freed some too: those pages are
-            // found empty when they are looked at.
-            let local = page.local().count();
-            let event = (local + missing - cached).saturating_add(page.remote().count());
-            page.descriptor().event.store(event, Ordering::Relaxed);
+            // After these no block is left that is neither free nor, as far as can be told now, in our
+            // cache; unless others have freed some too: those pages are found empty when they are
+            // looked at.
+            self.await_frees(&page, missing - cached);
         }
         if let Some(queue) = self.partial.get(page.class()) {
             queue.push_back(&self.view, page.unit);

@@ -28,7 +28,7 @@ use crate::thread_model::{self, NoPause, by_pointer};
 thread_local! {
     /// The heap that this thread used last. No destructor, so that reading it is one access.
     static CURRENT: Current = const {
-        Current { key: Cell::new(0), heap: Cell::new(ptr::null()) }
+        Current { _pad0: 0, key: Cell::new(0), _pad1: 0, heap: Cell::new(ptr::null()) }
     };
     /// All heaps of this thread; it keeps what `CURRENT` points to alive.
     static HEAPS: RefCell<ThreadHeaps> = const { RefCell::new(ThreadHeaps(Vec::new())) };
@@ -37,9 +37,13 @@ thread_local! {
         const { RefCell::new(None) };
 }
 
+/// Both are where no block can begin, in the low bits of their addresses: see [`super::heap`].
+#[repr(C, align(16))]
 struct Current {
+    _pad0: u64,
     /// The allocator that `heap` belongs to; 0 for none.
     key: Cell<u64>,
+    _pad1: u64,
     heap: Cell<*const Heap>,
 }
 

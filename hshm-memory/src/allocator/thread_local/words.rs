@@ -128,6 +128,7 @@ pub(crate) struct List(pub(crate) u64);
 impl List {
     pub(crate) const EMPTY: Self = Self(0);
     const COUNT_BITS: u32 = 64 - OFFSET_BITS;
+    const COUNT_MASK: u64 = (1 << Self::COUNT_BITS) - 1;
     /// A bit that no offset has, segments being shorter: so no list with it is of any page.
     const PARCEL: u64 = 1 << 63;
 
@@ -154,7 +155,7 @@ impl List {
 
     #[inline(always)]
     pub(crate) const fn count(self) -> u32 {
-        (self.0 & ((1 << Self::COUNT_BITS) - 1)) as u32
+        (self.0 & Self::COUNT_MASK) as u32
     }
 
     #[inline]
@@ -169,10 +170,16 @@ impl List {
         (self.0 ^ other.0) >> (Self::COUNT_BITS + PAGE_SHIFT) == 0
     }
 
+    /// Whether [`List::count`] is `length`; nobody's is, if that has more bits.
+    #[inline(always)]
+    pub(crate) const fn has_length(self, length: u32) -> bool {
+        self.0 & Self::COUNT_MASK == length as u64
+    }
+
     /// This list with the block at `offset` put before it.
     #[inline(always)]
     pub(crate) const fn with_first(self, offset: u64) -> Self {
-        Self((offset << Self::COUNT_BITS) + (self.count() as u64 + 1))
+        Self((offset << Self::COUNT_BITS | 1) + (self.0 & Self::COUNT_MASK))
     }
 
     pub(crate) const fn new(first: u64, count: u32) -> Self {
