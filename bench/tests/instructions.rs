@@ -6,7 +6,7 @@
 use std::process::Command;
 
 /// An allocation that the cache serves, the block's address included, and its free into the cache:
-/// 58 with Rust 1.95. There is room for what another compiler makes of it, but not for a call.
+/// 55 with Rust 1.95. There is room for what another compiler makes of it, but not for a call.
 const MOST: f64 = 70.0;
 /// Sizes whose blocks are cached.
 const SIZES: [u64; 4] = [16, 64, 256, 1024];

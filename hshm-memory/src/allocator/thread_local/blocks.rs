@@ -1,5 +1,6 @@
 //! Blocks: allocating, freeing, and where they are.
 
+use std::num::NonZeroU64;
 use std::ptr::NonNull;
 
 use super::size_class::{
@@ -35,16 +36,8 @@ impl ThreadLocalAllocator {
     /// ```
     #[inline(always)]
     pub fn allocate(&self, bytes: usize) -> Result<OffsetPointer, AllocError> {
-        if let Some((heap, class)) = self.small(bytes) {
-            if let Some(offset) = heap.pop_cached(class) {
-                return Ok(OffsetPointer::new(offset));
-            }
-            if let Some(offset) = heap.pop_small(class) {
-                return Ok(OffsetPointer::new(offset));
-            }
-            if let Some(offset) = heap.cut_into_row(class) {
-                return Ok(OffsetPointer::new(offset));
-            }
+        if let Some((offset, _)) = self.take_small(bytes) {
+            return Ok(OffsetPointer::new(offset));
         }
         self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)
     }
@@ -68,17 +61,8 @@ impl ThreadLocalAllocator {
         &self,
         bytes: usize,
     ) -> Result<(OffsetPointer, NonNull<u8>), AllocError> {
-        if let Some((heap, class)) = self.small(bytes) {
-            let mapped = |offset| Ok((OffsetPointer::new(offset), heap.address(offset)));
-            if let Some(offset) = heap.pop_cached(class) {
-                return mapped(offset);
-            }
-            if let Some(offset) = heap.pop_small(class) {
-                return mapped(offset);
-            }
-            if let Some(offset) = heap.cut_into_row(class) {
-                return mapped(offset);
-            }
+        if let Some((offset, heap)) = self.take_small(bytes) {
+            return Ok((OffsetPointer::new(offset), heap.address(offset)));
         }
         let block = self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)?;
         Ok((block, self.resolve(block, bytes)?))
@@ -337,14 +321,15 @@ impl ThreadLocalAllocator {
         tls::detach_thread(self.key);
     }
 
-    /// The calling thread's heap, and the class of `bytes` bytes, if that is a small one.
+    /// A block of at least `bytes` bytes out of what the calling thread has at hand, and its heap.
     #[inline(always)]
-    fn small(&self, bytes: usize) -> Option<(&heap::Heap, usize)> {
+    fn take_small(&self, bytes: usize) -> Option<(u64, &heap::Heap)> {
         // One question after the other: each is one branch.
         let heap = tls::current(self.key)?;
         let class = small_class_of(bytes)?;
         // SAFETY: [owned] the thread's registry keeps its current heap alive.
-        Some((unsafe { &*heap }, class))
+        let heap = unsafe { &*heap };
+        Some((heap.take_small(class)?.get(), heap))
     }
 
     #[cold]
@@ -359,7 +344,7 @@ impl ThreadLocalAllocator {
             let quickly = if align != GRANULE_BYTES {
                 None
             } else if bytes <= SMALL_MAX_BYTES {
-                heap.take_small(class_of(bytes))
+                heap.take_small(class_of(bytes)).map(NonZeroU64::get)
             } else if bytes <= MEDIUM_MAX_BYTES {
                 heap.pop_medium(class_of(bytes))
             } else {

@@ -16,6 +16,7 @@
 //! Caching blocks in arrays by thread and class is Bonwick's ("Magazines and Vmem", USENIX 2001).
 
 use std::cell::Cell;
+use std::num::NonZeroU64;
 use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::AtomicU64 as PrivateU64;
 
@@ -334,17 +335,15 @@ impl Heap {
     /// store of the row's word is the moment at which the block is allocated: who dies before has taken
     /// nothing.
     #[inline(always)]
-    pub(super) fn pop_cached(&self, class: usize) -> Option<u64> {
+    pub(super) fn pop_cached(&self, class: usize) -> Option<NonZeroU64> {
         let row = self.cache.row(class);
         let word = RowWord(counter(row).load(Ordering::Relaxed));
         let offset = place(row, word.room()).load(Ordering::Relaxed);
         let offset = offset & !(GRANULE_BYTES as u64 - 1);
-        if offset.wrapping_sub(self.first) >= self.reach.get() {
-            return None;
-        }
+        let block = self.inside(offset, &self.reach)?;
         // ORDER: Relaxed: only this thread and, after its death, its recoverer read it.
         counter(row).store(word.popped().0, Ordering::Relaxed);
-        Some(offset)
+        Some(block)
     }
 
     /// Puts the block at `offset`, one of `class`, into its row. False if there is no room; then nothing

@@ -4,6 +4,8 @@
 //! Following a list of blocks that were freed in any order leads from one end of the page to the other,
 //! each step waiting for the one before; these are one behind the other.
 
+use std::num::NonZeroU64;
+
 use super::cache::{RowWord, counter, places};
 use super::heap::Heap;
 use super::layout::{PAGE_BYTES, UNIT_FRAMES};
@@ -20,7 +22,7 @@ impl Heap {
     /// They need no links, and are taken in the order of their addresses.
     #[cold]
     #[inline(never)]
-    pub(super) fn cut_into_row(&self, class: usize) -> Option<u64> {
+    pub(super) fn cut_into_row(&self, class: usize) -> Option<NonZeroU64> {
         let row = self.cache.row(class);
         let word = RowWord(counter(row).load(Ordering::Relaxed));
         let limit = u32::try_from(word.limit()).ok()?;
@@ -73,7 +75,7 @@ impl Heap {
         add(&counters.loaded, 1);
         // The reader takes all that is in the cache for freed, and these never were.
         sub(&counters.local_frees, u64::from(count - 1));
-        Some(first)
+        NonZeroU64::new(first)
     }
 
     /// How many blocks of a page of ours, which has `missing` blocks on no list, are in our cache: exactly,
