@@ -57,7 +57,9 @@ pub(super) fn measure<H: Heap>(heap: &H, job: &Job) -> Result<Measurement, Strin
 
 pub(super) fn help<H: Heap>(heap: &H, job: &Job, board: &Board) {
     heap.begin_thread();
-    crate::system::pin(job.process - VICTIM + 1);
+    // The survivor has a processor to itself, if there are two: the victim's and whoever recovers share
+    // the other, of which only one ever runs.
+    crate::system::pin(job.process - VICTIM);
     let sizes = log_uniform_sizes(16, MAX_BYTES);
     let mut random = Random::new(job.process);
     if job.process == VICTIM {
