@@ -195,6 +195,16 @@ pub const OPERATIONS: &[Operation] = &[
         &[outcome(0, false, 0), outcome(2 * UNIT, false, 2 * UNIT)],
     )
     .wide(),
+    keep(
+        "allocate a large block of what was kept and more",
+        |w| {
+            w.hold(1, SHORT_RUN);
+            w.drop_blocks(0..1);
+        },
+        |w| take(w, SHORT_RUN * 3 / 2),
+        &[outcome(0, false, 0), outcome(3 * UNIT, false, 3 * UNIT)],
+    )
+    .wide(),
     // Freeing.
     keep("free", |w| w.hold(2, SMALL), free_first, FREES_SMALL),
     keep(

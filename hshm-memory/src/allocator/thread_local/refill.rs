@@ -302,7 +302,7 @@ impl Heap {
             Some(unit) => unit,
             None => {
                 let unit = self.claim_units(units, units, u64::from(units) << UNIT_SHIFT)?;
-                self.make_up_for(unit..unit + units);
+                self.make_up_for(unit..unit + units, self.missing_bytes(unit..unit + units));
                 unit
             }
         };

@@ -122,17 +122,22 @@ impl Heap {
 
     /// Claims a run and puts memory behind it.
     pub(super) fn claim_run(&self, len: u32, align: u32, bytes: u64) -> Result<u32, AllocError> {
-        let start = self.claim_units(len, align, bytes)?;
-        self.make_up_for(start..start + len);
-        match self.view.make_run_resident(start..start + len) {
-            Ok(()) => Ok(start),
-            Err(error) => {
-                for unit in (start..start + len).rev() {
-                    units::release_unit(&self.view, unit);
-                }
-                Err(error.into())
-            }
+        let mut start = self.claim_units(len, align, bytes)?;
+        let mut missing = self.missing_bytes(start..start + len);
+        if missing > 0 && self.drop_kept_runs() {
+            // What was kept has memory, and with what is free beside it may be long enough.
+            units::release_units(&self.view, start..start + len);
+            start = self.claim_units(len, align, bytes)?;
+            missing = self.missing_bytes(start..start + len);
         }
+        self.make_up_for(start..start + len, missing);
+        let resident =
+            if missing > 0 { self.view.make_run_resident(start..start + len) } else { Ok(()) };
+        if let Err(error) = resident {
+            units::release_units(&self.view, start..start + len);
+            return Err(error.into());
+        }
+        Ok(start)
     }
 
     /// Counts a run as handed out.
@@ -233,11 +238,13 @@ impl Heap {
         }
     }
 
-    /// Frees all runs that are kept.
-    pub(super) fn drop_kept_runs(&self) {
+    /// Frees all runs that are kept. Whether there were any.
+    pub(super) fn drop_kept_runs(&self) -> bool {
+        let had_some = self.kept_runs.units.get() > 0;
         while let Some(run) = self.kept_runs.oldest() {
             self.dismantle(run);
         }
+        had_some
     }
 
     fn dismantle(&self, run: Run) {
@@ -279,9 +286,7 @@ impl Heap {
             crate::crash_point!("run.cut");
         }
         self.view.descriptor(head).run_units.store(tail.start - head, Ordering::Release);
-        for unit in tail {
-            units::release_unit(&self.view, unit);
-        }
+        units::release_units(&self.view, tail);
     }
 
     /// Claims the units after a run and makes them part of it.
@@ -296,9 +301,7 @@ impl Heap {
         crate::crash_point!("run.neighbours_claimed");
         let resident = end == more.end && self.view.make_run_resident(more.clone()).is_ok();
         if !resident {
-            for unit in (more.start..end).rev() {
-                units::release_unit(&self.view, unit);
-            }
+            units::release_units(&self.view, more.start..end);
             return false;
         }
         // The length first: of the units after it, those that are still claimed when we die are

@@ -25,20 +25,19 @@ const LEAST_PART: u64 = 4;
 const CALM_FAILURES: u32 = 64;
 
 impl Heap {
-    /// Gives back about as much memory as `claimed` units will take that have none yet, if there is
-    /// as much behind free blocks: so the segment takes no more than it did at its fullest.
+    /// Gives back about as much memory as `claimed` units lack, `wanted` bytes, if there is as much
+    /// behind free blocks: so the segment takes no more than it did at its fullest.
     ///
     /// Blocks are taken from the beginning of the segment, so memory is from its end. Where long runs
     /// come and go, free units are what the next of them are made of, and would be populated again at
     /// once: only pages give something back for those.
-    pub(super) fn make_up_for(&self, claimed: Range<u32>) {
+    pub(super) fn make_up_for(&self, claimed: Range<u32>, mut wanted: u64) {
         if !self.view.gives_back() {
             return;
         }
         // Behind what we ever claimed there is hardly any.
         self.trim_end.set(self.trim_end.get().max(claimed.end));
         let is_short = claimed.len() <= SHORT_RUN;
-        let mut wanted: u64 = claimed.map(|unit| UNIT_BYTES - self.resident_bytes(unit)).sum();
         let units = self.view.geometry.first_unit..self.trim_end.get();
         let looks = (wanted / UNIT_BYTES).saturating_mul(LOOKS).min(units.len() as u64);
         for _ in 0..looks {
@@ -142,6 +141,11 @@ impl Heap {
             add(&self.counters().local_frees, gain.freed_locally.into());
             gain.bytes
         })
+    }
+
+    /// How much of some units is not known to have memory.
+    pub(super) fn missing_bytes(&self, units: Range<u32>) -> u64 {
+        units.map(|unit| UNIT_BYTES - self.resident_bytes(unit)).sum()
     }
 
     /// How much of a unit is known to have memory.

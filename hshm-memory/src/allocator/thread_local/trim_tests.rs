@@ -113,6 +113,26 @@ fn who_takes_a_long_run_leaves_free_ones_their_memory() {
 }
 
 #[test]
+fn what_a_worker_keeps_is_used_before_fresh_memory() {
+    let heap = heap(256 << 20, OnExit::Keep);
+    let blocks: Vec<_> = (0..3).map(|_| heap.allocate(3 << 20).unwrap()).collect();
+    blocks.iter().for_each(|&block| free(&heap, block));
+    let before = resident(&heap);
+    let longer = heap.allocate(9 << 20).unwrap();
+    assert_eq!((longer, resident(&heap)), (blocks[0], before));
+    // What fits elsewhere, where there is memory, leaves what is kept alone.
+    free(&heap, longer);
+    let guard = heap.allocate(1 << 20).unwrap();
+    let short = heap.allocate(2 << 20).unwrap();
+    free(&heap, guard);
+    let before = resident(&heap);
+    heap.allocate(7 << 16).unwrap();
+    assert_eq!((heap.allocate(1 << 20).unwrap(), resident(&heap)), (guard, before));
+    stamp(&heap, short, 2 << 20);
+    assert_clean(&heap, 3);
+}
+
+#[test]
 fn memory_that_was_to_be_kept_is_not_given_back() {
     use crate::backend::{BackendOptions, MemfdMmap};
     let options = BackendOptions { populate: true, ..BackendOptions::default() };

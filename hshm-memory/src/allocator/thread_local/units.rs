@@ -11,7 +11,7 @@ use super::page::pusher;
 use super::remote;
 use super::view::View;
 use super::words::{Kind, Remote, Tag, unit_start};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU32, Ordering};
 
 const WORD_BITS: u32 = 64;
 /// How often a run is looked at again whose owner changes.
@@ -23,7 +23,7 @@ pub(super) fn claim_one(view: &View, owner: u32) -> Option<u32> {
     let words = units.end.div_ceil(WORD_BITS);
     for summary_index in 0..words.div_ceil(WORD_BITS) {
         let summary = view.bits(view.geometry.free_summary, summary_index);
-        // ORDER: SeqCst here and in `set_bit`: whoever clears a summary bit looks at the word
+        // ORDER: SeqCst here and in `set_free_bits`: whoever clears a summary bit looks at the word
         // after, whoever sets a bit of the word looks at the summary after; one must see the other.
         let mut candidates = summary.load(Ordering::SeqCst);
         while candidates != 0 {
@@ -53,9 +53,9 @@ fn claim_in_word(view: &View, owner: u32, index: u32, units: &Range<u32>) -> Opt
             return Some(unit);
         }
         // Whoever took the unit may have died before clearing the bit.
-        clear_bit(view, view.geometry.free_bits, unit);
+        clear_bits(view, unit..unit + 1);
         if view.tag(unit) == Some(Tag::FREE) {
-            set_free_bit(view, unit);
+            set_free_bits(view, unit..unit + 1);
         }
     }
     clear_summary_if_empty(view, index);
@@ -64,18 +64,25 @@ fn claim_in_word(view: &View, owner: u32, index: u32, units: &Range<u32>) -> Opt
 
 /// Takes `unit` if it is free.
 fn claim_unit(view: &View, owner: u32, unit: u32) -> bool {
-    // ORDER: Acquire pairs with the Release of the tag in `release_unit`, so that the last owner's
-    // writes to the descriptor come before ours.
-    let claimed = view
-        .tag_word(unit)
-        .compare_exchange(Tag::FREE.0, Tag::claimed(owner).0, Ordering::Acquire, Ordering::Relaxed)
-        .is_ok();
+    let claimed = transition_claim(view.tag_word(unit), owner);
     if claimed {
-        // Died here: the unit is claimed by the dead; recovery frees it.
-        crate::crash_point!("units.claimed");
-        clear_bit(view, view.geometry.free_bits, unit);
+        clear_bits(view, unit..unit + 1);
     }
     claimed
+}
+
+/// The free unit of this tag becomes `owner`'s. False if it is not free.
+#[must_use]
+fn transition_claim(tag: &AtomicU32, owner: u32) -> bool {
+    // ORDER: Acquire pairs with the Release of the tag in `release_units`, so that the last owner's
+    // writes to the descriptor come before ours.
+    let (free, claimed) = (Tag::FREE.0, Tag::claimed(owner).0);
+    let is_ours = tag.compare_exchange(free, claimed, Ordering::Acquire, Ordering::Relaxed).is_ok();
+    if is_ours {
+        // Died here: the unit is claimed by the dead; recovery frees it.
+        crate::crash_point!("units.claimed");
+    }
+    is_ours
 }
 
 /// Claims just `unit`, if it is free.
@@ -138,24 +145,30 @@ const fn bit_range(from: u32, to: u32) -> u64 {
 
 /// Claims all units of a range or none; the error is the unit that somebody else has.
 fn claim_units(view: &View, owner: u32, range: Range<u32>) -> Result<(), u32> {
-    for unit in range.clone() {
-        if !claim_unit(view, owner, unit) {
-            for claimed in range.start..unit {
-                release_unit(view, claimed);
-            }
-            return Err(unit);
-        }
-    }
-    Ok(())
+    let tags = range.clone().zip(view.tag_words(range.clone()));
+    let taken = tags.into_iter().find(|(_, tag)| !transition_claim(tag, owner));
+    let claimed = range.start..taken.map_or(range.end, |(unit, _)| unit);
+    // The bits of a word all at once: until then others look at the tags in vain.
+    clear_bits(view, claimed.clone());
+    let Some((taken, _)) = taken else { return Ok(()) };
+    release_units(view, claimed);
+    Err(taken)
 }
 
 /// Gives back a unit that the caller has claimed.
 pub(super) fn release_unit(view: &View, unit: u32) {
-    // ORDER: Release pairs with the Acquire in `claim_unit`.
-    view.tag_word(unit).store(Tag::FREE.0, Ordering::Release);
-    // Died here: the unit is free but not found until the hints are rebuilt, which recovery does.
-    crate::crash_point!("units.released");
-    set_free_bit(view, unit);
+    release_units(view, unit..unit + 1);
+}
+
+/// Gives back units that the caller has claimed.
+pub(super) fn release_units(view: &View, units: Range<u32>) {
+    for tag in view.tag_words(units.clone()) {
+        // ORDER: Release pairs with the Acquire in `transition_claim`.
+        tag.store(Tag::FREE.0, Ordering::Release);
+        // Died here: the units are free but not found until the hints are rebuilt, which recovery does.
+        crate::crash_point!("units.released");
+    }
+    set_free_bits(view, units);
 }
 
 /// Makes a claimed run an allocated block.
@@ -166,9 +179,9 @@ pub(super) fn publish_run(view: &View, owner: u32, run: Range<u32>) {
     view.tag_word(run.start).store(Tag::transit(owner).0, Ordering::Release);
     // Died here, or anywhere below: recovery takes the run apart.
     crate::crash_point!("units.run_in_transit");
-    for body in run.start + 1..run.end {
+    for body in view.tag_words(run.start + 1..run.end) {
         // ORDER: Release: whoever sees that the unit is this run's sees what made it free before.
-        view.tag_word(body).store(Tag::RUN_BODY.0, Ordering::Release);
+        body.store(Tag::RUN_BODY.0, Ordering::Release);
     }
     // ORDER: Release: the bodies stand before the block does.
     view.tag_word(run.start).store(Tag::large(owner).0, Ordering::Release);
@@ -233,25 +246,21 @@ pub(super) fn dismantle_run(view: &View, owner: u32, head: u32) {
     let end = head.saturating_add(len).clamp(head + 1, view.units().max(head + 1));
     // First all units become claimed, while the head says that they belong together; only then is
     // the first of them freed. So whoever goes on after a death never frees a unit twice.
-    for body in head + 1..end {
-        match view.tag(body) {
-            Some(Tag::RUN_BODY) => {
-                view.tag_word(body).store(Tag::claimed(owner).0, Ordering::Relaxed);
-            }
-            Some(tag) if tag == Tag::claimed(owner) => {}
-            // Not ours: the length was overwritten.
-            _ => break,
+    let claimed = Tag::claimed(owner);
+    let bodies = (head + 1..end).zip(view.tag_words(head + 1..end));
+    // What is not ours is none: the length was overwritten.
+    let broken = bodies.into_iter().find(|(_, body)| {
+        let tag = Tag(body.load(Ordering::Relaxed));
+        if tag == Tag::RUN_BODY {
+            body.store(claimed.0, Ordering::Relaxed);
         }
-    }
+        tag != Tag::RUN_BODY && tag != claimed
+    });
     // ORDER: Release: the bodies are claimed before the head no longer binds them.
-    view.tag_word(head).store(Tag::claimed(owner).0, Ordering::Release);
+    view.tag_word(head).store(claimed.0, Ordering::Release);
     // Died here: all units are claimed by the dead; recovery frees each.
     crate::crash_point!("units.run_unbound");
-    for unit in (head..end).rev() {
-        if view.tag(unit) == Some(Tag::claimed(owner)) {
-            release_unit(view, unit);
-        }
-    }
+    release_units(view, head..broken.map_or(end, |(unit, _)| unit));
 }
 
 /// Publishes a page of one or eight claimed units, whose descriptor is ready.
@@ -295,12 +304,8 @@ pub(super) fn unbind_page(view: &View, owner: u32, unit: u32, tag: Tag) {
 
 /// Frees the units of a page of tag `tag` after they were made claimed ones.
 pub(super) fn release_unbound_page(view: &View, unit: u32, tag: Tag) {
-    if tag.kind() == Kind::Medium {
-        for place in (1..MEDIUM_UNITS).rev() {
-            release_unit(view, unit + place);
-        }
-    }
-    release_unit(view, unit);
+    let units = if tag.kind() == Kind::Medium { MEDIUM_UNITS } else { 1 };
+    release_units(view, unit..unit + units);
 }
 
 /// Marks an ownerless page as worth adopting.
@@ -349,7 +354,7 @@ pub(super) fn know_grown(view: &View) {
 pub(super) fn rebuild_hints(view: &View) {
     for unit in view.block_units() {
         match view.tag(unit) {
-            Some(Tag::FREE) => set_free_bit(view, unit),
+            Some(Tag::FREE) => set_free_bits(view, unit..unit + 1),
             Some(tag) if matches!(tag.kind(), Kind::Small | Kind::Medium) && tag.owner() == 0 => {
                 let page = view.descriptor(unit);
                 // Unlocked looks at another's page: for a hint that is enough.
@@ -365,19 +370,30 @@ pub(super) fn rebuild_hints(view: &View) {
     }
 }
 
-fn set_free_bit(view: &View, unit: u32) {
-    let index = unit / WORD_BITS;
-    let word = view.bits(view.geometry.free_bits, index);
-    word.fetch_or(1 << (unit % WORD_BITS), Ordering::SeqCst);
-    let summary = view.bits(view.geometry.free_summary, index / WORD_BITS);
-    let bit = 1 << (index % WORD_BITS);
-    if summary.load(Ordering::SeqCst) & bit == 0 {
-        summary.fetch_or(bit, Ordering::SeqCst);
+fn set_free_bits(view: &View, units: Range<u32>) {
+    for (index, bits) in words_of(units) {
+        view.bits(view.geometry.free_bits, index).fetch_or(bits, Ordering::SeqCst);
+        let summary = view.bits(view.geometry.free_summary, index / WORD_BITS);
+        let bit = 1 << (index % WORD_BITS);
+        if summary.load(Ordering::SeqCst) & bit == 0 {
+            summary.fetch_or(bit, Ordering::SeqCst);
+        }
     }
 }
 
-fn clear_bit(view: &View, table: u64, unit: u32) {
-    view.bits(table, unit / WORD_BITS).fetch_and(!(1 << (unit % WORD_BITS)), Ordering::SeqCst);
+fn clear_bits(view: &View, units: Range<u32>) {
+    for (index, bits) in words_of(units) {
+        view.bits(view.geometry.free_bits, index).fetch_and(!bits, Ordering::SeqCst);
+    }
+}
+
+/// The words of a bitmap that tell of `units`, by number, and which bits of each do.
+fn words_of(units: Range<u32>) -> impl Iterator<Item = (u32, u64)> {
+    (units.start / WORD_BITS..units.end.div_ceil(WORD_BITS)).map(move |index| {
+        let first = index * WORD_BITS;
+        let (from, end) = (units.start.max(first), units.end.min(first + WORD_BITS));
+        (index, bit_range(from - first, end - first - 1))
+    })
 }
 
 fn clear_summary_if_empty(view: &View, index: u32) {

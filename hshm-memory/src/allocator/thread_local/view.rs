@@ -144,6 +144,17 @@ impl View {
         self.at(self.geometry.tags + u64::from(unit) * 4)
     }
 
+    /// Those of several units, one behind the other.
+    pub(super) fn tag_words(&self, units: Range<u32>) -> &[AtomicU32] {
+        assert!(units.end <= self.geometry.units, "units are checked before");
+        if units.is_empty() {
+            return &[];
+        }
+        let first = std::ptr::from_ref(self.tag_word(units.start));
+        // SAFETY: [mapped] the table has a word for each unit; [atomic] as for the first one.
+        unsafe { std::slice::from_raw_parts(first, units.len()) }
+    }
+
     /// The tag of `unit`, or `None` if there is no such unit now.
     pub(crate) fn tag(&self, unit: u32) -> Option<Tag> {
         // ORDER: Acquire pairs with the Release of whoever made the unit what it is.
