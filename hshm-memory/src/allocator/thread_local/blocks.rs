@@ -1,11 +1,8 @@
 //! Blocks: allocating, freeing, and where they are.
 
-use std::num::NonZeroU64;
 use std::ptr::NonNull;
 
-use super::size_class::{
-    GRANULE_BYTES, MEDIUM_MAX_BYTES, SMALL_MAX_BYTES, class_of, small_class_of,
-};
+use super::size_class::{GRANULE_BYTES, SMALL_MAX_BYTES, class_of, small_class_of};
 use super::{ThreadLocalAllocator, heap, tls, words};
 use crate::allocator::Allocator;
 use crate::context::MemContext;
@@ -36,7 +33,7 @@ impl ThreadLocalAllocator {
     /// ```
     #[inline(always)]
     pub fn allocate(&self, bytes: usize) -> Result<OffsetPointer, AllocError> {
-        if let Some((offset, _)) = self.take_small(bytes) {
+        if let Some((offset, _)) = self.take_at_hand(bytes) {
             return Ok(OffsetPointer::new(offset));
         }
         self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)
@@ -61,7 +58,7 @@ impl ThreadLocalAllocator {
         &self,
         bytes: usize,
     ) -> Result<(OffsetPointer, NonNull<u8>), AllocError> {
-        if let Some((offset, heap)) = self.take_small(bytes) {
+        if let Some((offset, heap)) = self.take_at_hand(bytes) {
             return Ok((OffsetPointer::new(offset), heap.address(offset)));
         }
         let block = self.allocate_slow(MemContext::DEFAULT, bytes, GRANULE_BYTES)?;
@@ -123,7 +120,7 @@ impl ThreadLocalAllocator {
             // SAFETY: [owned] the thread's registry keeps its current heap alive.
             let heap = unsafe { &*heap };
             let offset = pointer.offset_bytes();
-            if heap.push_small(offset) {
+            if heap.push_small(offset) || heap.free_larger(offset) {
                 return Ok(());
             }
         }
@@ -323,12 +320,14 @@ impl ThreadLocalAllocator {
 
     /// A block of at least `bytes` bytes out of what the calling thread has at hand, and its heap.
     #[inline(always)]
-    fn take_small(&self, bytes: usize) -> Option<(u64, &heap::Heap)> {
+    fn take_at_hand(&self, bytes: usize) -> Option<(u64, &heap::Heap)> {
         // One question after the other: each is one branch.
         let heap = tls::current(self.key)?;
-        let class = small_class_of(bytes)?;
         // SAFETY: [owned] the thread's registry keeps its current heap alive.
         let heap = unsafe { &*heap };
+        let Some(class) = small_class_of(bytes) else {
+            return Some((heap.take_larger(bytes)?.get(), heap));
+        };
         Some((heap.take_small(class)?.get(), heap))
     }
 
@@ -344,13 +343,11 @@ impl ThreadLocalAllocator {
             let quickly = if align != GRANULE_BYTES {
                 None
             } else if bytes <= SMALL_MAX_BYTES {
-                heap.take_small(class_of(bytes)).map(NonZeroU64::get)
-            } else if bytes <= MEDIUM_MAX_BYTES {
-                heap.pop_medium(class_of(bytes))
+                heap.take_small(class_of(bytes))
             } else {
-                heap.take_latest_run(bytes)
+                heap.take_larger(bytes)
             };
-            quickly.map_or_else(|| heap.allocate_slow(bytes, align), Ok)
+            quickly.map_or_else(|| heap.allocate_slow(bytes, align), |block| Ok(block.get()))
         })?;
         Ok(OffsetPointer::new(offset))
     }
@@ -364,10 +361,8 @@ impl ThreadLocalAllocator {
     ) -> Result<(), AllocError> {
         let offset = pointer.offset_bytes();
         self.with_context(context, |heap| {
-            let is_done = heap.free_own_run(offset)
-                || heap.push_small(offset)
-                || heap.push_medium(offset)
-                || heap.free_cached(offset);
+            let is_done =
+                heap.push_small(offset) || heap.free_larger(offset) || heap.free_cached(offset);
             if is_done { Ok(()) } else { heap.free_slow(offset) }
         })
     }

@@ -340,7 +340,7 @@ impl Heap {
         let word = RowWord(counter(row).load(Ordering::Relaxed));
         let offset = place(row, word.room()).load(Ordering::Relaxed);
         let offset = offset & !(GRANULE_BYTES as u64 - 1);
-        let block = self.inside(offset, &self.reach)?;
+        let block = self.inside(offset, self.reach.get())?;
         // ORDER: Relaxed: only this thread and, after its death, its recoverer read it.
         counter(row).store(word.popped().0, Ordering::Relaxed);
         Some(block)

@@ -15,11 +15,14 @@ use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, MEDIUM_UNITS, Slot, UNIT
 use super::page::{Cut, NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
 use super::runs::KeptRuns;
-use super::size_class::{CLASSES, GRANULE_SHIFT, SMALL_CLASSES, SMALL_MAX_BYTES};
+use super::size_class::{
+    CLASSES, GRANULE_SHIFT, MEDIUM_MAX_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, class_of,
+};
 use super::units;
 use super::view::View;
 use super::words::{Kind, List, Tag, unit_of};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::thread_model::NoPause;
 
 /// Wholly free small pages that a worker keeps for itself, so that a burst of frees followed by a
 /// burst of allocations does not claim and carve them anew.
@@ -221,8 +224,20 @@ impl Heap {
 
     /// The same for a medium class.
     #[inline]
-    pub(super) fn pop_medium(&self, class: usize) -> Option<u64> {
-        self.pop::<MEDIUM_SHIFT>(class).map(NonZeroU64::get)
+    fn pop_medium(&self, class: usize) -> Option<NonZeroU64> {
+        self.pop::<MEDIUM_SHIFT>(class)
+    }
+
+    /// Takes a block of `bytes` bytes, more than the small classes have, if the bin of their class has at
+    /// least two or the run that was freed last is as long.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_larger(&self, bytes: usize) -> Option<NonZeroU64> {
+        let _use = NoPause::begin();
+        if bytes > MEDIUM_MAX_BYTES {
+            return self.take_latest_run(bytes).and_then(NonZeroU64::new);
+        }
+        self.pop_medium(class_of(bytes))
     }
 
     #[inline(always)]
@@ -230,7 +245,12 @@ impl Heap {
         let bin = self.slot().bins.get(class)?;
         let head = List(bin.load(Ordering::Relaxed));
         let offset = head.first();
-        let within = if PAGE_SHIFT == UNIT_SHIFT { &self.reach } else { &self.span };
+        // Where any block of such a page lies inside the segment.
+        let within = if PAGE_SHIFT == UNIT_SHIFT {
+            self.reach.get()
+        } else {
+            self.span.get().saturating_sub(MEDIUM_MAX_BYTES as u64)
+        };
         let block = self.inside(offset, within)?;
         let rest = List(self.link(offset).load(Ordering::Relaxed));
         if !rest.same_page::<PAGE_SHIFT>(head) {
@@ -243,9 +263,9 @@ impl Heap {
     /// The offset, if it lies among the blocks, at most `within` bytes behind the first. It is not 0, and
     /// says so: whether there is such a block needs no word beside it.
     #[inline(always)]
-    pub(super) fn inside(&self, offset: u64, within: &Cell<u64>) -> Option<NonZeroU64> {
+    pub(super) fn inside(&self, offset: u64, within: u64) -> Option<NonZeroU64> {
         // SAFETY: [owned] it is not below `first`, which lies behind the header.
-        (offset.wrapping_sub(self.first) < within.get())
+        (offset.wrapping_sub(self.first) < within)
             .then(|| unsafe { NonZeroU64::new_unchecked(offset) })
     }
 
@@ -289,9 +309,21 @@ impl Heap {
         true
     }
 
+    /// Frees the block at `offset` if it is a run of ours or lies in a medium page of ours that stays where
+    /// it is.
+    ///
+    /// Cold, as is [`Heap::take_larger`]: in what is compiled into the allocator's users, it would only be
+    /// in the way.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn free_larger(&self, offset: u64) -> bool {
+        let _use = NoPause::begin();
+        self.free_own_run(offset) || self.push_medium(offset)
+    }
+
     /// Frees the block at `offset` if it lies in a medium page of ours that stays where it is.
-    #[inline]
-    pub(super) fn push_medium(&self, offset: u64) -> bool {
+    #[inline(never)]
+    fn push_medium(&self, offset: u64) -> bool {
         let Some(page) = self.medium_page(offset) else { return false };
         let carved = page.carved();
         let count = page.local().count();
@@ -306,7 +338,6 @@ impl Heap {
     }
 
     /// The medium page of ours that `offset` lies in.
-    #[inline]
     fn medium_page(&self, offset: u64) -> Option<Page<'_>> {
         // ORDER: Relaxed, as in `push_small`: only this thread makes a page ours or lets go of it.
         let read = |unit| Some(Tag(self.tag_word(unit)?.load(Ordering::Relaxed)));
@@ -319,7 +350,8 @@ impl Heap {
             .then(|| Page::new(&self.view, head, tag))
     }
 
-    /// Where a block is that [`Heap::take_small`] just gave: all of it lies inside the segment.
+    /// Where a block is that [`Heap::take_small`] or [`Heap::take_larger`] just gave: all of it lies inside
+    /// the segment.
     #[inline(always)]
     pub(super) fn address(&self, offset: u64) -> NonNull<u8> {
         #[allow(clippy::cast_possible_truncation, reason = "an offset into a mapping")]

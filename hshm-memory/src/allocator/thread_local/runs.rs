@@ -5,11 +5,11 @@ use std::cell::Cell;
 use std::ops::Range;
 
 use super::heap::Heap;
-use super::layout::UNIT_BYTES;
+use super::layout::{UNIT_BYTES, UNIT_SHIFT};
 use super::refill::add;
 use super::release::freed_twice;
 use super::units;
-use super::words::{Kind, Tag, unit_of, unit_start};
+use super::words::{Kind, Tag, unit_start};
 use crate::error::AllocError;
 use crate::sync::Ordering;
 
@@ -24,10 +24,12 @@ const PART: u32 = 16;
 /// takes more than loads and stores.
 #[derive(Debug)]
 pub(super) struct KeptRuns {
-    /// The latest last.
-    runs: [Cell<Run>; MOST_KEPT],
-    units: Cell<u32>,
-    /// Units that they may have together.
+    latest: Cell<Run>,
+    /// The others, the later behind the earlier.
+    earlier: [Cell<Run>; MOST_KEPT - 1],
+    /// Units of those.
+    earlier_units: Cell<u32>,
+    /// Units that all may have together.
     most: Cell<u32>,
 }
 
@@ -45,8 +47,12 @@ impl Run {
 
 impl KeptRuns {
     pub(super) fn new() -> Self {
-        let runs = [const { Cell::new(Run::NONE) }; MOST_KEPT];
-        Self { runs, units: Cell::new(0), most: Cell::new(0) }
+        Self {
+            latest: Cell::new(Run::NONE),
+            earlier: [const { Cell::new(Run::NONE) }; MOST_KEPT - 1],
+            earlier_units: Cell::new(0),
+            most: Cell::new(0),
+        }
     }
 
     /// Takes note that the segment has `units` units for blocks.
@@ -54,26 +60,33 @@ impl KeptRuns {
         self.most.set((units / PART).min(MOST_UNITS));
     }
 
-    /// Takes the latest run, if it is of just as many units as `bytes` take.
-    #[inline]
-    fn take_latest(&self, bytes: usize) -> Option<Run> {
-        let cell = self.runs.last()?;
-        // Of no units, for no run, is none.
-        let fits = (bytes as u64).div_ceil(UNIT_BYTES) == cell.get().units.into();
-        (fits && bytes > 0).then(|| self.empty(cell))
+    fn units(&self) -> u32 {
+        self.earlier_units.get().saturating_add(self.latest.get().units)
     }
 
-    /// Puts a run last, if no other is there, and none has to go for it.
+    /// The latest run first.
+    fn cells(&self) -> impl DoubleEndedIterator<Item = &Cell<Run>> {
+        std::iter::once(&self.latest).chain(self.earlier.iter().rev())
+    }
+
+    /// Takes the latest run, if it is of just as many units as `bytes` take, which are more than none.
     #[inline]
-    fn put_back(&self, run: Run) -> bool {
-        let units = self.units.get().saturating_add(run.units);
-        let fits =
-            self.runs.last().filter(|last| last.get().units == 0 && units <= self.most.get());
-        fits.map(|last| {
-            last.set(run);
-            self.units.set(units);
-        })
-        .is_some()
+    fn take_latest(&self, bytes: usize) -> Option<Run> {
+        let run = self.latest.get();
+        // Of no units, for no run, is none.
+        let fits = (bytes as u64).div_ceil(UNIT_BYTES) == run.units.into();
+        fits.then(|| self.latest.replace(Run::NONE))
+    }
+
+    /// Makes a run the latest, if there is none, and none has to go for it.
+    #[inline]
+    fn put_latest(&self, run: Run) -> bool {
+        let units = self.earlier_units.get().saturating_add(run.units);
+        let fits = self.latest.get().units == 0 && units <= self.most.get();
+        if fits {
+            self.latest.set(run);
+        }
+        fits
     }
 
     /// Takes the latest run of `units` units or slightly more.
@@ -81,32 +94,32 @@ impl KeptRuns {
         let fits = |run: Run| {
             (units..=units + units / 8).contains(&run.units) && run.head.is_multiple_of(align_units)
         };
-        let cell = self.runs.iter().rev().find(|cell| fits(cell.get()))?;
+        let cell = self.cells().find(|cell| fits(cell.get()))?;
         Some(self.empty(cell).head)
     }
 
-    /// Puts a run last. Each of the others moves one down, until there is room; returns what falls out.
+    /// Makes a run the latest. Each of the others moves one down, until there is room; returns what
+    /// falls out.
     fn put(&self, run: Run) -> Run {
-        self.units.set(self.units.get() + run.units);
         let mut moved = run;
-        for cell in self.runs.iter().rev() {
+        for cell in self.cells() {
             moved = cell.replace(moved);
             if moved.units == 0 {
-                return Run::NONE;
+                break;
             }
         }
-        self.units.set(self.units.get() - moved.units);
+        self.earlier_units.set(self.earlier.iter().map(|cell| cell.get().units).sum());
         moved
     }
 
     /// Takes the run that was kept first.
     fn oldest(&self) -> Option<Run> {
-        self.runs.iter().find(|cell| cell.get().units > 0).map(|cell| self.empty(cell))
+        self.cells().rev().find(|cell| cell.get().units > 0).map(|cell| self.empty(cell))
     }
 
     fn empty(&self, cell: &Cell<Run>) -> Run {
         let run = cell.replace(Run::NONE);
-        self.units.set(self.units.get() - run.units);
+        self.earlier_units.set(self.earlier.iter().map(|cell| cell.get().units).sum());
         run
     }
 }
@@ -173,25 +186,27 @@ impl Heap {
     /// Frees the block at `offset` if it is a run of ours.
     #[inline]
     pub(super) fn free_own_run(&self, offset: u64) -> bool {
-        if !offset.is_multiple_of(UNIT_BYTES) {
+        let Ok(head) = u32::try_from(offset >> UNIT_SHIFT) else { return false };
+        let Some(word) = self.tag_word(head) else { return false };
+        // ORDER: Acquire pairs with the Release of `publish_run`: the slot may have been another's then.
+        if word.load(Ordering::Acquire) != Tag::large(self.id).0
+            || !offset.is_multiple_of(UNIT_BYTES)
+        {
             return false;
         }
-        let (head, tag) = (unit_of(offset), Tag::large(self.id));
-        // ORDER: Acquire pairs with the Release of `publish_run`: the slot may have been another's then.
-        let is_own = self.tag_word(head).is_some_and(|word| word.load(Ordering::Acquire) == tag.0);
-        is_own && self.free_run(head, tag).is_ok()
+        // ORDER: Release, and no comparison: while we live, nobody else changes the tag of a run of
+        // ours but who frees the block too.
+        word.store(Tag::transit(self.id).0, Ordering::Release);
+        add(&self.counters().local_frees, 1);
+        self.trim_calm.set(0);
+        self.keep_run(head);
+        true
     }
 
-    /// Frees the run at `head`, whose tag is `tag`.
-    #[inline]
+    /// Frees the run at `head`, whose tag was `tag`.
     pub(super) fn free_run(&self, head: u32, tag: Tag) -> Result<(), AllocError> {
         self.trim_calm.set(0);
-        if tag.owner() == self.id {
-            // ORDER: Release, and no comparison: while we live, nobody else changes the tag of a
-            // run of ours but who frees the block too.
-            self.view.tag_word(head).store(Tag::transit(self.id).0, Ordering::Release);
-            add(&self.counters().local_frees, 1);
-        } else if !self.unbind_run(head, tag) {
+        if !self.unbind_run(head, tag) {
             return Err(freed_twice(unit_start(head)));
         }
         self.keep_run(head);
@@ -215,23 +230,24 @@ impl Heap {
     /// it, or those that were kept first, if there are too many.
     #[inline]
     pub(super) fn keep_run(&self, head: u32) {
-        let units = self.assembled_units(head).unwrap_or_else(|| self.measure_units(head));
-        let run = Run { head, units };
-        if !self.kept_runs.put_back(run) {
-            self.keep_rather(run);
+        let assembled = self.assembled_units(head);
+        if assembled.is_none_or(|units| !self.kept_runs.put_latest(Run { head, units })) {
+            self.keep_rather(head);
         }
     }
 
     /// Keeps a run rather than those that were kept first.
+    #[cold]
     #[inline(never)]
-    fn keep_rather(&self, run: Run) {
+    fn keep_rather(&self, head: u32) {
+        let units = self.assembled_units(head).unwrap_or_else(|| self.measure_units(head));
         let most = self.kept_runs.most.get();
-        if run.units > most {
-            units::dismantle_run(&self.view, self.id, run.head);
+        if units > most {
+            units::dismantle_run(&self.view, self.id, head);
             return;
         }
-        self.dismantle(self.kept_runs.put(run));
-        while self.kept_runs.units.get() > most
+        self.dismantle(self.kept_runs.put(Run { head, units }));
+        while self.kept_runs.units() > most
             && let Some(run) = self.kept_runs.oldest()
         {
             self.dismantle(run);
@@ -240,7 +256,7 @@ impl Heap {
 
     /// Frees all runs that are kept. Whether there were any.
     pub(super) fn drop_kept_runs(&self) -> bool {
-        let had_some = self.kept_runs.units.get() > 0;
+        let had_some = self.kept_runs.units() > 0;
         while let Some(run) = self.kept_runs.oldest() {
             self.dismantle(run);
         }
@@ -253,16 +269,13 @@ impl Heap {
         }
     }
 
-    /// How long the run in transit at `head` is, if it is as long as it says. Who died changing its length
-    /// left it saying the greater one, with the last of its units claimed; and whoever recovers that
-    /// makes it say the less before the units become free.
+    /// How long the run in transit at `head` is, if it has bodies and is as long as it says. Who died changing
+    /// its length left it saying the greater one, with the last of its units claimed; and whoever recovers
+    /// that makes it say the less before the units become free.
     #[inline]
     fn assembled_units(&self, head: u32) -> Option<u32> {
         let said = &self.descriptor(head)?.run_units;
         let len = said.load(Ordering::Relaxed);
-        if len == 1 {
-            return Some(1);
-        }
         // Said twice, or the last unit may have become part of another run meanwhile.
         // ORDER: Acquire pairs with the Release of `publish_run`.
         let last = self.tag_word(head.checked_add(len)?.checked_sub(1)?)?.load(Ordering::Acquire);
@@ -270,7 +283,6 @@ impl Heap {
     }
 
     /// How long it is by its units' tags; it then says so.
-    #[cold]
     fn measure_units(&self, head: u32) -> u32 {
         let run = units::run_of(&self.view, head);
         self.view.descriptor(head).run_units.store(run.end - run.start, Ordering::Relaxed);
