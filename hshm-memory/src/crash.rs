@@ -48,7 +48,7 @@ points! {
     "trim.unit_claimed", "a free unit claimed by the dead, with memory that is said to have been given back", "the unit is freed";
     "page.abandoned", "an ownerless page", "nothing: any worker adopts it";
     "free.linked", "a link written into a block that is still allocated", "nothing: the block stays allocated, or the journal frees it";
-    "free.pushed", "a freed block on its page's local list, its event not handled", "the page is freed if it has no allocated block";
+    "free.pushed", "a freed block on its owner's list or in its bin, its event not handled", "the page is freed if it has no allocated block";
     "remote.acknowledged", "an acknowledged push that is still on top of its list", "nothing: it may be acknowledged twice";
     "remote.pushed", "a freed block on a list of a page without owner", "nothing: whoever frees or allocates next adopts the page";
     "cache.claimed", "a cache's unit that no slot names", "the unit is freed";

@@ -14,9 +14,11 @@ use super::cache::Cache;
 use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, MEDIUM_UNITS, Slot, UNIT_SHIFT};
 use super::page::{Cut, NO_EVENT, Page};
 use super::queue::{FULL, PARTIAL, Queue};
+use super::refill::add;
 use super::runs::KeptRuns;
 use super::size_class::{
-    CLASSES, GRANULE_SHIFT, MEDIUM_MAX_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, class_of,
+    CLASSES, GRANULE_SHIFT, MEDIUM_MAX_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, block_bytes,
+    medium_class_of,
 };
 use super::units;
 use super::view::View;
@@ -85,6 +87,8 @@ pub(crate) struct Heap {
     pub(super) trim_end: Cell<u32>,
     /// The owner in the tags of our pages.
     owner_bits: u32,
+    /// The tag of our pages of the first medium class; those of the others follow.
+    first_medium_tag: Tag,
     /// Pages with free blocks, by class.
     pub(super) partial: [Queue; CLASSES],
     /// Pages without, where they stay ours (`OnExit::Reclaim`).
@@ -121,6 +125,7 @@ impl Heap {
             descriptors: view.descriptor(0),
             slot: view.slot(id),
             owner_bits: Tag::claimed(id).0 & Tag::OWNER_BITS,
+            first_medium_tag: Tag::page(id, SMALL_CLASSES),
             cache: Cache::new(id, view.on_exit()),
             id,
             generation,
@@ -237,7 +242,7 @@ impl Heap {
         if bytes > MEDIUM_MAX_BYTES {
             return self.take_latest_run(bytes).and_then(NonZeroU64::new);
         }
-        self.pop_medium(class_of(bytes))
+        self.pop_medium(medium_class_of(bytes))
     }
 
     #[inline(always)]
@@ -324,6 +329,66 @@ impl Heap {
     /// Frees the block at `offset` if it lies in a medium page of ours that stays where it is.
     #[inline(never)]
     fn push_medium(&self, offset: u64) -> bool {
+        self.push_bin(offset) || self.push_medium_local(offset)
+    }
+
+    /// Frees the block at `offset` if it lies in the medium page of ours that the next blocks of its class
+    /// come from: it is the first of them, being the one that the processor's caches have.
+    ///
+    /// The store of the bin is the moment at which the block is free: who dies before has freed nothing.
+    #[inline]
+    fn push_bin(&self, offset: u64) -> bool {
+        // Medium pages begin at multiples of their size.
+        let head = (offset >> MEDIUM_SHIFT) * u64::from(MEDIUM_UNITS);
+        if head + u64::from(MEDIUM_UNITS) > self.units.get() {
+            return false;
+        }
+        #[allow(clippy::cast_possible_truncation, reason = "below `units`")]
+        let head = head as usize;
+        // SAFETY: [mapped] `head` is below `units`, and the table has an entry for each unit.
+        let tag = unsafe { &*self.tags.wrapping_add(head) };
+        // ORDER: Relaxed, as in `push_small`: only this thread makes a page ours or lets go of it.
+        let tag = Tag(tag.load(Ordering::Relaxed));
+        let medium = tag.0.wrapping_sub(self.first_medium_tag.0) as usize;
+        if medium >= MEDIUM_CLASSES {
+            return false;
+        }
+        let class = SMALL_CLASSES + medium;
+        let bin = &self.slot().bins[class];
+        let list = List(bin.load(Ordering::Relaxed));
+        // SAFETY: [mapped] as for the tag.
+        let descriptor = unsafe { &*self.descriptors.wrapping_add(head) };
+        let carved = descriptor.carved.load(Ordering::Relaxed);
+        let longer = list.with_first(offset);
+        #[allow(clippy::cast_possible_truncation, reason = "nineteen bits")]
+        let distance = (offset & ((1 << MEDIUM_SHIFT) - 1)) as u32;
+        let is_plain = list.same_page::<MEDIUM_SHIFT>(longer)
+            && (2..=carved).contains(&longer.count())
+            && distance.is_multiple_of(block_bytes(class))
+            && distance / block_bytes(class) < carved;
+        if !is_plain {
+            return false;
+        }
+        self.link(offset).store(list.0, Ordering::Relaxed);
+        // Died here: the block is linked and still allocated.
+        crate::crash_point!("free.linked");
+        // ORDER: Release keeps it after the link's store, for whoever recovers this list.
+        bin.store(longer.0, Ordering::Release);
+        // Died here: it is free, and its page perhaps wholly.
+        crate::crash_point!("free.pushed");
+        let counters = self.counters();
+        add(&counters.local_frees, 1);
+        add(&counters.loaded, 1);
+        let unit = unit_of(offset) & !(MEDIUM_UNITS - 1);
+        if !self.is_kept(Kind::Medium, unit) {
+            self.after_medium_free(Page::new(&self.view, unit, tag));
+        }
+        true
+    }
+
+    /// Frees the block at `offset` if it lies in another medium page of ours.
+    #[inline(never)]
+    fn push_medium_local(&self, offset: u64) -> bool {
         let Some(page) = self.medium_page(offset) else { return false };
         let carved = page.carved();
         let count = page.local().count();
@@ -332,7 +397,7 @@ impl Heap {
             && count != page.descriptor().event.load(Ordering::Relaxed);
         if is_plain {
             page.push_local(offset);
-            self.after_local_free(page);
+            self.after_medium_free(page);
         }
         is_plain
     }

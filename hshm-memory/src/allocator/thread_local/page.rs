@@ -8,7 +8,7 @@
 use super::layout::{Descriptor, MEDIUM_SHIFT, UNIT_SHIFT};
 use super::queue::NOT_QUEUED;
 use super::remote::{self, Pusher};
-use super::size_class::{SMALL_CLASSES, block_bytes};
+use super::size_class::{SMALL_CLASSES, block_bytes, page_blocks};
 use super::units;
 use super::view::View;
 use super::words::{Kind, List, Remote, Tag, unit_start};
@@ -61,7 +61,7 @@ impl<'v> Page<'v> {
 
     /// Blocks that fit.
     pub(super) fn blocks(&self) -> u32 {
-        (1_u32 << self.shift()).checked_div(self.block_bytes()).unwrap_or(0)
+        page_blocks(self.class())
     }
 
     pub(super) fn carved(&self) -> u32 {

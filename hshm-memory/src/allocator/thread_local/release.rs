@@ -152,13 +152,17 @@ impl Heap {
         let descriptor = page.descriptor();
         if page.local().count() > descriptor.event.load(Ordering::Relaxed) {
             self.settle_again(page);
-        } else if page.tag.kind() == Kind::Medium
-            && !self.is_kept(&page)
-            && self.is_idle(&page)
-            && !self.keep(&page)
-        {
-            // Medium pages are too large to be left standing empty, even where the next blocks of
-            // their class would come from.
+        } else if page.tag.kind() == Kind::Medium {
+            self.after_medium_free(page);
+        }
+    }
+
+    /// After a block of a medium page of ours was put on one of its lists. Such pages are too large to be
+    /// left standing empty, even where the next blocks of their class would come from.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn after_medium_free(&self, page: Page<'_>) {
+        if !self.is_kept(Kind::Medium, page.unit) && self.is_idle(&page) && !self.keep(&page) {
             self.discard(&page);
         }
     }
@@ -250,7 +254,7 @@ impl Heap {
 
     /// Remembers a wholly free page for later, if few are remembered.
     fn keep(&self, page: &Page<'_>) -> bool {
-        if self.is_kept(page) {
+        if self.is_kept(page.tag.kind(), page.unit) {
             return true;
         }
         let kept = self.kept_of(page.tag.kind());
@@ -259,11 +263,13 @@ impl Heap {
         room.map(|cell| cell.set(page.unit)).is_some()
     }
 
-    /// Whether it is remembered since it was last seen wholly free.
-    fn is_kept(&self, page: &Page<'_>) -> bool {
-        self.kept_of(page.tag.kind()).iter().any(|kept| kept.get() == page.unit)
+    /// Whether the page of ours at `unit` is remembered since it was last seen wholly free.
+    #[inline]
+    pub(super) fn is_kept(&self, kind: Kind, unit: u32) -> bool {
+        self.kept_of(kind).iter().any(|kept| kept.get() == unit)
     }
 
+    #[inline]
     fn kept_of(&self, kind: Kind) -> &[Cell<u32>] {
         if kind == Kind::Medium { &self.kept_medium } else { &self.kept }
     }

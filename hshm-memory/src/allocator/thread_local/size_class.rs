@@ -4,6 +4,8 @@
 //! The scheme is the usual one of segregated-fit allocators (Wilson et al., "Dynamic Storage
 //! Allocation: A Survey and Critical Review", 1995).
 
+use super::layout::{MEDIUM_SHIFT, UNIT_SHIFT};
+
 /// Every block's size and alignment is a multiple of this.
 pub(crate) const GRANULE_BYTES: usize = 16;
 /// The granule, as a power of two.
@@ -16,6 +18,9 @@ pub(crate) const SMALL_CLASSES: usize = 96;
 pub(crate) const SMALL_MAX_BYTES: usize = 8 << 10;
 /// The largest block that has a class. Beyond, a block is a run of units.
 pub(crate) const MEDIUM_MAX_BYTES: usize = 64 << 10;
+
+/// Sizes of medium classes are multiples of this.
+const MEDIUM_GRANULE_BYTES: usize = SMALL_MAX_BYTES >> STEPS_LOG2;
 
 /// Classes up to this size are one granule apart.
 const LINEAR_MAX_BYTES: usize = 512;
@@ -69,6 +74,23 @@ pub(crate) fn block_bytes(class: usize) -> u32 {
     BLOCK_BYTES.get(class).copied().unwrap_or(0)
 }
 
+static PAGE_BLOCKS: [u32; CLASSES] = {
+    let mut table = [0; CLASSES];
+    let mut class = 0;
+    while class < CLASSES {
+        let shift = if class < SMALL_CLASSES { UNIT_SHIFT } else { MEDIUM_SHIFT };
+        table[class] = (1 << shift) / block_bytes_computed(class);
+        class += 1;
+    }
+    table
+};
+
+/// How many blocks a page of `class` has room for; 0 for a number that is no class.
+#[inline]
+pub(crate) fn page_blocks(class: usize) -> u32 {
+    PAGE_BLOCKS.get(class).copied().unwrap_or(0)
+}
+
 /// One entry for each count of granules that a small block can have.
 // A constant, so that it stands beside the code that it is compiled into.
 const SMALL_CLASS_OF: &[u8; SMALL_MAX_BYTES / GRANULE_BYTES + 1] = &{
@@ -93,6 +115,27 @@ pub(crate) fn small_class_of(bytes: usize) -> Option<usize> {
     SMALL_CLASS_OF.get(bytes.div_ceil(GRANULE_BYTES)).map(|&class| class as usize)
 }
 
+/// One entry for each count of medium granules.
+const MEDIUM_CLASS_OF: &[u8; MEDIUM_MAX_BYTES / MEDIUM_GRANULE_BYTES] = &{
+    let mut table = [0; MEDIUM_MAX_BYTES / MEDIUM_GRANULE_BYTES];
+    let mut granules = 0;
+    while granules < table.len() {
+        #[allow(clippy::cast_possible_truncation, reason = "below CLASSES")]
+        let class = class_of((granules + 1) * MEDIUM_GRANULE_BYTES) as u8;
+        table[granules] = class;
+        granules += 1;
+    }
+    table
+};
+
+/// The class for a block of `bytes`, which are more than a one-unit page can hold and at most
+/// [`MEDIUM_MAX_BYTES`]: the same as [`class_of`] says, sooner.
+#[inline]
+pub(crate) fn medium_class_of(bytes: usize) -> usize {
+    let granules = bytes.saturating_sub(1) / MEDIUM_GRANULE_BYTES;
+    MEDIUM_CLASS_OF.get(granules).map_or(0, |&class| class as usize)
+}
+
 const _: () = {
     assert!(class_of(SMALL_MAX_BYTES) == SMALL_CLASSES - 1);
     assert!(class_of(MEDIUM_MAX_BYTES) == CLASSES - 1);
@@ -114,6 +157,9 @@ mod tests {
             }
             let expected = (bytes <= SMALL_MAX_BYTES).then_some(class);
             assert_eq!(small_class_of(bytes), expected);
+            if expected.is_none() {
+                assert_eq!(medium_class_of(bytes), class);
+            }
         }
         assert_eq!(small_class_of(0), Some(0));
     }

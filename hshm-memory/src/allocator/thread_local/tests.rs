@@ -276,6 +276,21 @@ fn an_ended_thread_keeps_no_memory_without_blocks() {
 }
 
 #[test]
+fn a_medium_block_that_was_freed_last_is_the_next_of_its_class() {
+    for on_exit in [OnExit::Keep, OnExit::Reclaim] {
+        let heap = heap(8 << 20, InitOptions { on_exit, ..InitOptions::default() });
+        let blocks: Vec<_> = (0..5).map(|_| heap.allocate(20_000).unwrap()).collect();
+        blocks.iter().for_each(|&block| free(&heap, block));
+        let again: Vec<_> = (0..5).map(|_| heap.allocate(20_000).unwrap()).collect();
+        assert!(again.iter().eq(blocks.iter().rev()), "{blocks:?} {again:?}");
+        let operations = heap.report().operations;
+        assert_eq!((operations.allocations, operations.local_frees), (10, 5));
+        again.into_iter().for_each(|block| free(&heap, block));
+        assert_empty(&heap);
+    }
+}
+
+#[test]
 fn a_large_block_grows_and_shrinks_where_it_stands() {
     let heap = heap(32 << 20, InitOptions::default());
     let block = heap.allocate(1 << 20).unwrap();
