@@ -185,16 +185,15 @@ impl<'v> Rows<'v> {
 
     /// Takes the `class`'s blocks of the page of unit `unit` out, which is wholly free with them.
     pub(super) fn forget_page(&self, class: usize, unit: u32) {
-        let mut count = self.count(class).count();
+        let count = self.count(class).count();
         for place in self.places(class, 1..=count) {
             if unit_of(place.load(Ordering::Relaxed)) == unit {
                 place.store(0, Ordering::Relaxed);
             }
         }
-        while count > 0 && self.place(class, count).load(Ordering::Relaxed) == 0 {
-            count -= 1;
-        }
-        self.set_count(class, count);
+        let last_first = self.places(class, 1..=count).rev();
+        let gone = last_first.take_while(|place| place.load(Ordering::Relaxed) == 0).count();
+        self.set_count(class, count - gone as u64);
     }
 
     /// Blocks that are in rows, and that were ever taken from them.
