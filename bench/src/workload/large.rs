@@ -8,30 +8,38 @@ use crate::random::Random;
 /// Blocks that live at once, where sizes vary.
 const SLOTS: usize = 8;
 const PAGE_BYTES: usize = 4096;
+/// Blocks that are replaced before anything is measured; of one size, one pair is enough. Until then
+/// allocators come to use ever more memory, and what an operation takes on average depends on how many
+/// of them a run has: so on how fast the first of them were, and on how long the run is to be.
+const WARM_UP: usize = 400;
 
 pub(super) fn run<H: Heap>(seat: &Seat<'_, H>) {
     let heap = seat.heap;
     let bytes = std::hint::black_box(seat.case().size);
     if bytes > 0 {
-        seat.time(1, |operations| {
+        let pairs = |operations| {
             for _ in 0..operations {
                 let block = make(heap, bytes);
                 // SAFETY: [owned] just allocated.
                 unsafe { heap.free(block) };
             }
-        });
+        };
+        pairs(1);
+        seat.time(1, pairs);
         return;
     }
     let mut random = seat.random();
     let mut table: Vec<_> = (0..SLOTS).map(|_| make_all(heap, &mut random)).collect();
-    seat.time(1, |operations| {
-        for _ in 0..operations {
+    let mut replace = |blocks| {
+        for _ in 0..blocks {
             let place = &mut table[random.below(SLOTS)];
             // SAFETY: [owned] the table holds allocated blocks, each once.
             unsafe { heap.free(*place) };
             *place = make_all(heap, &mut random);
         }
-    });
+    };
+    replace(WARM_UP);
+    seat.time(1, replace);
     free_all(heap, &table);
 }
 
