@@ -13,6 +13,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, mprotect};
 use super::advice::{Mapped, Populated, kernel_page_bytes};
 use super::apply::{Locks, PagesOf, apply};
 use super::fault::Watch;
+use super::place::Placed;
 use super::range::{MAX_CAPACITY_BYTES, inside, inwards, outwards, validate_grow, zero};
 use super::segment_file::{extend, file_len, pages_of};
 use super::{BASE_ALIGN, BackendError, BackendOptions, HugePages};
@@ -85,13 +86,49 @@ fn protect(start: Option<NonNull<u8>>, len: usize, how: ProtFlags) -> Result<(),
         .map_err(|errno| BackendError::system("cannot guard address space", errno))
 }
 
+/// What is unmapped together with the file.
+#[derive(Debug)]
+enum Space {
+    /// The file and no more, in a place that was free.
+    Placed { _file: Placed },
+    /// A range that is longer. The file is mapped into it; unmapping the range unmaps the file.
+    Reserved { _range: MmapRaw },
+}
+
+impl Space {
+    /// Maps `capacity` bytes of `file`, of such a shape, and says where they begin.
+    fn map(
+        file: BorrowedFd<'_>,
+        shape: Shape,
+        capacity: u64,
+    ) -> Result<(Self, NonNull<u8>), BackendError> {
+        if let Some(placed) = place(file, shape, capacity) {
+            let base = placed.base();
+            return Ok((Self::Placed { _file: placed }, base));
+        }
+        let align = usize::try_from(shape.grain()).unwrap_or(BASE_ALIGN).max(BASE_ALIGN);
+        // The reservation is anonymous and never touched; the file goes on top of its aligned part.
+        let (reservation, base) = reserve(capacity, align)?;
+        map_over(base, capacity, file, shape.grain() > 1)?;
+        Ok((Self::Reserved { _range: reservation }, base))
+    }
+}
+
+/// A file of ordinary pages that anything may be mapped behind the end of, if there is room for it.
+fn place(file: BorrowedFd<'_>, shape: Shape, capacity: u64) -> Option<Placed> {
+    let is_ordinary = shape.grain() == 1 && shape.fixed_bytes.is_none();
+    let page = usize::try_from(kernel_page_bytes()).ok()?;
+    let len = usize::try_from(capacity).ok().filter(|&len| len > 0 && is_ordinary)?;
+    Placed::map(file, len.checked_next_multiple_of(page)?, page)
+}
+
 /// A file and the address range that it is mapped over.
 #[derive(Debug)]
 pub(super) struct SharedMapping {
     /// Before the reservation, so that it ends before the address range does.
     watch: Watch,
-    /// Owns the address range. The file is mapped into it; unmapping the range unmaps the file.
-    _reservation: MmapRaw,
+    /// Owns the address range that the file is mapped over.
+    _space: Space,
     base: NonNull<u8>,
     capacity: u64,
     file: OwnedFd,
@@ -126,10 +163,7 @@ impl SharedMapping {
     ) -> Result<Self, BackendError> {
         let grain = shape.grain();
         let capacity = capacity.checked_next_multiple_of(grain).unwrap_or(capacity);
-        let align = usize::try_from(grain).unwrap_or(BASE_ALIGN).max(BASE_ALIGN);
-        // The reservation is anonymous and never touched; the file goes on top of its aligned part.
-        let (reservation, base) = reserve(capacity, align)?;
-        map_over(base, capacity, file.as_fd(), shape.grain() > 1)?;
+        let (space, base) = Space::map(file.as_fd(), shape, capacity)?;
         // SAFETY: [mapped] the file was just mapped there, and the reservation lives until the end.
         let mapped = unsafe { Mapped::new(base, capacity) };
         let committed = committed(file.as_fd(), shape, capacity);
@@ -139,7 +173,7 @@ impl SharedMapping {
         let is_divisible = shape.grain() == 1 && shape.fixed_bytes.is_none();
         let mapping = Self {
             watch,
-            _reservation: reservation,
+            _space: space,
             base,
             capacity,
             file,

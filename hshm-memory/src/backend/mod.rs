@@ -38,6 +38,8 @@ mod name;
 mod obtained;
 mod options;
 #[cfg(unix)]
+mod place;
+#[cfg(unix)]
 mod posix_mmap;
 #[cfg(unix)]
 mod posix_shm;
