@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64 as PrivateU64, Ordering as PrivateOrdering};
 use super::cache::Cache;
 use super::layout::{Counters, Descriptor, MEDIUM_SHIFT, MEDIUM_UNITS, Slot, UNIT_SHIFT};
 use super::page::{Cut, NO_EVENT, Page};
-use super::queue::{FULL, PARTIAL, Queue};
+use super::queue::{FULL, PARTIAL, Queues};
 use super::refill::add;
 use super::runs::KeptRuns;
 use super::size_class::{
@@ -90,9 +90,9 @@ pub(crate) struct Heap {
     /// The tag of our pages of the first medium class; those of the others follow.
     first_medium_tag: Tag,
     /// Pages with free blocks, by class.
-    pub(super) partial: [Queue; CLASSES],
+    pub(super) partial: Queues,
     /// Pages without, where they stay ours (`OnExit::Reclaim`).
-    pub(super) full: [Queue; CLASSES],
+    pub(super) full: Queues,
     /// How many pages of each class were opened: the more, the larger the steps they are carved in.
     pub(super) opened: [Cell<u8>; CLASSES],
     /// Small pages of ours that were seen wholly free; 0 for none.
@@ -130,8 +130,8 @@ impl Heap {
             id,
             generation,
             released: PrivateU64::new(0),
-            partial: std::array::from_fn(|_| Queue::new(PARTIAL)),
-            full: std::array::from_fn(|_| Queue::new(FULL)),
+            partial: Queues::new(PARTIAL),
+            full: Queues::new(FULL),
             opened: std::array::from_fn(|_| Cell::new(0)),
             kept: std::array::from_fn(|_| Cell::new(0)),
             kept_medium: std::array::from_fn(|_| Cell::new(0)),

@@ -1,8 +1,10 @@
 //! A worker's queues of pages. The ends are private to the process; the links stand in the
 //! descriptors, are only hints, and are checked before they are followed.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 
+use super::page::Page;
+use super::size_class::CLASSES;
 use super::view::View;
 use super::words::Tag;
 use crate::sync::Ordering;
@@ -14,9 +16,58 @@ pub(super) const PARTIAL: u32 = 1;
 /// It has none and waits for a free.
 pub(super) const FULL: u32 = 2;
 
+/// A worker's queues of one name, by class. They are made when the first page is put into one: most of what
+/// a heap has beside its slot, of which a short-lived process needs nothing.
+#[derive(Debug)]
+pub(super) struct Queues {
+    /// [`PARTIAL`] or [`FULL`].
+    name: u32,
+    by_class: OnceCell<Box<[Queue]>>,
+}
+
+impl Queues {
+    pub(super) const fn new(name: u32) -> Self {
+        Self { name, by_class: OnceCell::new() }
+    }
+
+    /// How many pages of `class` are in its queue.
+    pub(super) fn len(&self, class: usize) -> u32 {
+        self.of(class).map_or(0, |queue| queue.len.get())
+    }
+
+    /// Puts a page at the end of its class's queue.
+    pub(super) fn push_back(&self, page: &Page<'_>) {
+        let name = self.name;
+        let queues = self.by_class.get_or_init(|| (0..CLASSES).map(|_| Queue::new(name)).collect());
+        if let Some(queue) = queues.get(page.class()) {
+            queue.push_back(page.view, page.unit);
+        }
+    }
+
+    /// Takes a page, which is in its class's queue, out of it.
+    pub(super) fn remove(&self, page: &Page<'_>) {
+        if let Some(queue) = self.of(page.class()) {
+            queue.remove(page.view, page.unit, page.tag);
+        }
+    }
+
+    /// Takes the first page that has the tag `tag`.
+    pub(super) fn take_first<'v>(&self, view: &'v View, tag: Tag) -> Option<Page<'v>> {
+        let queue = self.of(tag.class())?;
+        let unit = queue.first(view, tag)?;
+        queue.remove(view, unit, tag);
+        Some(Page::new(view, unit, tag))
+    }
+
+    /// The queue of `class`, unless no page was ever put into any.
+    fn of(&self, class: usize) -> Option<&Queue> {
+        self.by_class.get()?.get(class)
+    }
+}
+
 /// A doubly linked list of pages of one class and owner.
 #[derive(Debug)]
-pub(super) struct Queue {
+struct Queue {
     /// [`PARTIAL`] or [`FULL`].
     name: u32,
     first: Cell<u32>,
@@ -26,17 +77,12 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub(super) fn new(name: u32) -> Self {
+    fn new(name: u32) -> Self {
         Self { name, first: Cell::new(0), last: Cell::new(0), len: Cell::new(0) }
     }
 
-    /// How many pages are in it.
-    pub(super) fn len(&self) -> u32 {
-        self.len.get()
-    }
-
     /// The first page, if its tag is still `tag`.
-    pub(super) fn first(&self, view: &View, tag: Tag) -> Option<u32> {
+    fn first(&self, view: &View, tag: Tag) -> Option<u32> {
         let unit = self.first.get();
         if unit == 0 {
             return None;
@@ -48,7 +94,7 @@ impl Queue {
         Some(unit)
     }
 
-    pub(super) fn push_back(&self, view: &View, unit: u32) {
+    fn push_back(&self, view: &View, unit: u32) {
         let old = self.last.replace(unit);
         self.len.set(self.len.get().saturating_add(1));
         let descriptor = view.descriptor(unit);
@@ -63,7 +109,7 @@ impl Queue {
     }
 
     /// Takes `unit`, which is in this queue, out of it. All pages of the queue have the tag `tag`.
-    pub(super) fn remove(&self, view: &View, unit: u32, tag: Tag) {
+    fn remove(&self, view: &View, unit: u32, tag: Tag) {
         let descriptor = view.descriptor(unit);
         descriptor.queued.store(NOT_QUEUED, Ordering::Relaxed);
         let next = descriptor.next.load(Ordering::Relaxed);

@@ -197,9 +197,7 @@ impl Heap {
             // All blocks of a page must have one owner: it stays ours, and is looked at again.
             OnExit::Reclaim => {
                 page.descriptor().event.store(0, Ordering::Relaxed);
-                if let Some(queue) = self.full.get(page.class()) {
-                    queue.push_back(&self.view, page.unit);
-                }
+                self.full.push_back(&page);
             }
         }
     }
@@ -220,31 +218,25 @@ impl Heap {
     pub(super) fn fill_bin(&self, class: usize) -> Result<(), AllocError> {
         self.yield_to_pressure();
         let tag = Tag::page(self.id, class);
-        if let (Some(partial), Some(full)) = (self.partial.get(class), self.full.get(class)) {
-            while let Some(unit) = partial.first(&self.view, tag) {
-                partial.remove(&self.view, unit, tag);
-                let page = Page::new(&self.view, unit, tag);
-                match self.load(&page) {
-                    Ok(true) => return Ok(()),
-                    Ok(false) => self.let_go(page),
-                    // Its blocks may be had when there is memory again.
-                    Err(error) => {
-                        self.settle(page);
-                        return Err(error.into());
-                    }
+        while let Some(page) = self.partial.take_first(&self.view, tag) {
+            match self.load(&page) {
+                Ok(true) => return Ok(()),
+                Ok(false) => self.let_go(page),
+                // Its blocks may be had when there is memory again.
+                Err(error) => {
+                    self.settle(page);
+                    return Err(error.into());
                 }
             }
-            for _ in 0..FULL_LOOKS {
-                let Some(unit) = full.first(&self.view, tag) else { break };
-                full.remove(&self.view, unit, tag);
-                let page = Page::new(&self.view, unit, tag);
-                let loaded = if page.listed() > 0 { self.load(&page) } else { Ok(false) };
-                if matches!(loaded, Ok(true)) {
-                    return Ok(());
-                }
-                full.push_back(&self.view, unit);
-                loaded?;
+        }
+        for _ in 0..FULL_LOOKS {
+            let Some(page) = self.full.take_first(&self.view, tag) else { break };
+            let loaded = if page.listed() > 0 { self.load(&page) } else { Ok(false) };
+            if matches!(loaded, Ok(true)) {
+                return Ok(());
             }
+            self.full.push_back(&page);
+            loaded?;
         }
         if self.view.on_exit() == OnExit::Keep && self.adopt_of_class(class)? {
             return Ok(());

@@ -220,18 +220,14 @@ impl Heap {
             // looked at.
             self.await_frees(&page, missing - cached);
         }
-        if let Some(queue) = self.partial.get(page.class()) {
-            queue.push_back(&self.view, page.unit);
-        }
+        self.partial.push_back(&page);
     }
 
     /// Whether so many pages with free blocks of this class are ours that others are to have this one:
     /// what we free and allocate may never come to it, while they look for memory.
     fn has_plenty(&self, page: &Page<'_>) -> bool {
         let most = (self.view.block_units().len() / PARTIAL_PART).clamp(2, PARTIAL_MOST);
-        let queue = self.partial.get(page.class());
-        self.view.on_exit() == OnExit::Keep
-            && queue.is_some_and(|queue| queue.len() as usize >= most)
+        self.view.on_exit() == OnExit::Keep && self.partial.len(page.class()) as usize >= most
     }
 
     /// Takes a page of ours out of the queue that it is in.
@@ -241,9 +237,7 @@ impl Heap {
             FULL => &self.full,
             _ => return,
         };
-        if let Some(queue) = queues.get(page.class()) {
-            queue.remove(&self.view, page.unit, page.tag);
-        }
+        queues.remove(page);
     }
 
     /// Gives back a page of ours that has no allocated block and is in no bin and no queue.
