@@ -7,7 +7,6 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use hshm_memory::ProcessId;
 use hshm_proto::limits::MAX_REPLY_BYTES;
 use hshm_proto::{
     ErrorCode, ErrorReply, Hello, Reply, ReplyBody, Request, RequestBody, Version, VersionMismatch,
@@ -109,10 +108,6 @@ impl Connection {
             Err(Failure::NotSent) => None,
             Err(failure) => return Err(failure),
         };
-        if asked.is_some() {
-            // Needed as soon as there is an answer, and known from then on: found out while the daemon works.
-            let _ = ProcessId::current();
-        }
         let (packet, fds) = self.receive(verb, deadline, timeout)?;
         let answer = WelcomeOrRefusal::decode(packet);
         drop(fds);

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use hshm_memory::gpu::{DeviceMemory, GpuError};
-use hshm_memory::{
-    AllocError, BackendError, OffsetPointer, ProcessId, SegmentError, ThreadLocalAllocator,
-};
+use hshm_memory::{AllocError, BackendError, OffsetPointer, SegmentError, ThreadLocalAllocator};
 use hshm_proto::SegmentDescriptor;
 
 use crate::allocator::SegmentAllocator;
@@ -116,12 +114,10 @@ impl<A: SegmentAllocator> Segment<A> {
         if let Some(memory) = allocator.backend().and_then(|backend| backend.device()) {
             device.register(memory).map_err(|error| cannot(error.into()))?;
         }
-        let own = ProcessId::current().map_err(|source| Error::System {
-            what: "cannot tell which process this is",
-            source,
-        })?;
-        // The daemon is in another pid namespace, and recovers the dead by the pids it sees.
-        if found.identity != own {
+        if found.identity.pid == std::process::id() {
+            found.identity.make_current();
+        } else {
+            // The daemon is in another pid namespace, and recovers the dead by the pids it sees.
             allocator.be_known_as(found.identity).map_err(cannot)?;
         }
         Ok(Self { allocator, attachment: Arc::new(attachment) })

@@ -109,7 +109,7 @@ impl Step {
                 let welcome = Welcome {
                     version: 1,
                     layout_version: hshm_proto::LAYOUT_VERSION,
-                    identity: hshm_client::ProcessId::current().unwrap(),
+                    identity: hshm_client::ProcessId::of(std::process::id()).unwrap(),
                     session: 1,
                     server_version: "fake".into(),
                 };

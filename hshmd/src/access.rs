@@ -57,8 +57,8 @@ impl Peer {
     /// Asks the kernel who connected. The second value tells of the process's death.
     ///
     /// The user and groups were fixed when it connected and may be trusted. The process id alone may
-    /// not: it could be another's by now. A pidfd that still shows life after the start time was read
-    /// proves that both are of one process.
+    /// not: it could be another's by now. A pidfd that still shows life after a moment proves that the
+    /// process had its number at that moment.
     pub(crate) fn of(socket: &impl AsFd, rules: Arc<Rules>) -> io::Result<(Self, Option<OwnedFd>)> {
         let credentials = getsockopt(socket, sockopt::PeerCredentials)?;
         let (uid, gid) = (credentials.uid(), credentials.gid());
@@ -75,7 +75,7 @@ impl Peer {
             Err(Errno::ENOPROTOOPT) => pidfd::open(pid)?,
             Err(errno) => return Err(errno.into()),
         };
-        let process = ProcessId::of(pid);
+        let process = ProcessId::of_living(pid);
         let groups = peer_groups::of(socket)?;
         if pidfd::liveness(&pidfd)? == Liveness::Dead {
             return Err(io::Error::new(io::ErrorKind::NotConnected, "the peer died"));

@@ -322,6 +322,32 @@ impl Processes {
         slots
     }
 
+    /// Who holds slots of which segments, with those who are watched by the name that they are watched under:
+    /// a process that uses a segment without this daemon calls itself by another.
+    pub(crate) fn by_known_names(
+        &self,
+        found: HashMap<ProcessId, BTreeSet<String>>,
+    ) -> HashMap<ProcessId, BTreeSet<String>> {
+        let mut holders: HashMap<_, BTreeSet<_>> = HashMap::new();
+        for (name, mut segments) in found {
+            holders.entry(self.known_as(name)).or_default().append(&mut segments);
+        }
+        holders
+    }
+
+    /// The name that a process of this name is watched under, or this name if it is not watched.
+    pub(crate) fn known_as(&self, name: ProcessId) -> ProcessId {
+        let namesake = {
+            let table = self.table();
+            if table.watched.contains_key(&name) {
+                return name;
+            }
+            table.watched.keys().find(|known| known.pid == name.pid).copied()
+        };
+        // Of all that ever had the number, one lives.
+        namesake.filter(|known| known.is_alive() && name.is_alive()).unwrap_or(name)
+    }
+
     /// What a search of all segments found: who holds slots of which. Processes that hold none and
     /// have no connection are watched no more.
     pub(crate) fn update_holders(&self, holders: &HashMap<ProcessId, BTreeSet<String>>) {

@@ -44,16 +44,11 @@ impl Holder {
                 Some(_) => return Err(error),
             },
         };
-        let now = ProcessId::of(process.pid);
-        if pidfd::liveness(&pidfd)? == Liveness::Dead {
-            return Ok(Self::Dead);
-        }
-        // The pidfd's process lives, so whatever /proc said was of this process.
-        match now {
-            Ok(now) if now != process => Ok(Self::Dead),
-            // A /proc that hides it cannot tell; taking memory from the living is the worse mistake.
-            _ => Ok(Self::Alive(pidfd)),
-        }
+        // A /proc that hides it cannot tell; taking memory from the living is the worse mistake.
+        let may_be_it = process.is_alive();
+        // If the pidfd's process lives still, whatever /proc said was of this process.
+        let lives = pidfd::liveness(&pidfd)? != Liveness::Dead;
+        Ok(if lives && may_be_it { Self::Alive(pidfd) } else { Self::Dead })
     }
 }
 
@@ -147,6 +142,7 @@ impl Reaper {
                 return;
             }
         };
+        let holders = self.processes.by_known_names(holders);
         self.unclear.retain(|process| holders.contains_key(process));
         for (&process, held) in &holders {
             if self.processes.is_watched(process) {
@@ -213,8 +209,12 @@ mod tests {
         let mut child = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
         let id = ProcessId::of(child.id()).unwrap();
         assert!(matches!(Holder::find(id).unwrap(), Holder::Alive(_)));
-        let namesake = ProcessId { start_ticks: id.start_ticks + 1, ..id };
+        let namesake = ProcessId { start_ticks: id.start_ticks - 1, ..id };
         assert!(matches!(Holder::find(namesake).unwrap(), Holder::Dead));
+        // At a later moment it ran too, as soon as that has come.
+        std::thread::sleep(Duration::from_millis(20));
+        let later = ProcessId { start_ticks: id.start_ticks + 1, ..id };
+        assert!(matches!(Holder::find(later).unwrap(), Holder::Alive(_)));
         let pidfd = pidfd::open(id.pid).unwrap();
         assert_eq!(pidfd::liveness(&pidfd).unwrap(), Liveness::Alive);
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hshm_memory::{AnyAllocator, OnExit, PosixShmMmap, ProcessId};
+use hshm_memory::{AllocatorKind, AnyAllocator, OnExit, PosixShmMmap, ProcessId};
 use hshm_proto::{ErrorCode, ErrorReply, SegmentDescriptor, SegmentInfo};
 use nix::fcntl::{Flock, FlockArg};
 
@@ -146,9 +146,10 @@ impl Segment {
         let mut users = self.holders();
         users.retain(|process| process.is_alive());
         users.extend_from_slice(attached);
-        users.retain(|process| Some(*process) != by.process);
+        // Of all that ever had a number, one lives, whatever it calls itself.
+        users.retain(|process| by.process.is_none_or(|by| by.pid != process.pid));
         users.sort_unstable();
-        users.dedup();
+        users.dedup_by_key(|process| process.pid);
         let Some(first) = users.first() else { return Ok(()) };
         Err(ErrorReply::new(
             ErrorCode::InUse,
@@ -166,6 +167,7 @@ impl Segment {
     /// `/proc`, which may take a while.
     pub(crate) fn info(&self, sessions: u32, mut holders: Vec<ProcessId>) -> SegmentInfo {
         holders.retain(|process| process.is_alive());
+        holders.dedup_by_key(|process| process.pid);
         let (allocator, record) = (self.usable(), &self.record);
         let problem = match &self.heap {
             Heap::Usable(_) => None,
@@ -198,6 +200,12 @@ impl Segment {
         allocator: &AnyAllocator,
         identity: ProcessId,
     ) -> SegmentDescriptor {
+        let identity = if self.record.allocator == AllocatorKind::ThreadLocal {
+            identity
+        } else {
+            // Clients of earlier releases can use these too, and compare it with their own start.
+            ProcessId::of(identity.pid).unwrap_or(identity)
+        };
         SegmentDescriptor {
             name: self.record.name.clone(),
             backend: self.record.backend,

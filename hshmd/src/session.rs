@@ -54,13 +54,14 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
         let _ = send(&mut socket, &busy.encode()).await;
         return;
     };
-    let (peer, pidfd) = match socket.fd().and_then(|fd| Peer::of(&fd, shared.rules())) {
+    let (mut peer, pidfd) = match socket.fd().and_then(|fd| Peer::of(&fd, shared.rules())) {
         Ok(found) => found,
         Err(error) => {
             debug!(%error, "a client was gone before it could be identified");
             return;
         }
     };
+    peer.process = peer.process.map(|process| shared.processes.known_as(process));
     let close = Arc::new(Notify::new());
     let Some((caller, connected)) = greet(&shared, &mut socket, peer, &close).await else { return };
     drop(stranger);

@@ -19,6 +19,31 @@ pub(super) fn identify(pid: u32) -> io::Result<ProcessId> {
     Ok(ProcessId { pid, start_ticks: parse_stat(&stat)?.start_ticks })
 }
 
+/// A name for a process that runs now: to read the clock takes no system call, where to learn when it
+/// started takes as long as to map a segment.
+pub(super) fn name_living(pid: u32) -> io::Result<ProcessId> {
+    now_ticks().map_or_else(|| identify(pid), |now| Ok(ProcessId { pid, start_ticks: now }))
+}
+
+/// The time since boot as `/proc` tells it, modulo 2^34. None where that is not known.
+fn now_ticks() -> Option<u64> {
+    // SAFETY: [ffi] no pointer is passed.
+    let hertz = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: [ffi] the pointer is to a live value of the type that is filled in.
+    let read = unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut now) };
+    let (seconds, nanos) = (u64::try_from(now.tv_sec).ok()?, u64::try_from(now.tv_nsec).ok()?);
+    // With others the kernel rounds in ways of its own.
+    (read == 0 && hertz == 100).then_some((seconds * 100 + nanos / 10_000_000) & START_TICKS_MASK)
+}
+
+/// Whether a process that started at `start` ran at `moment`, if it runs now. Each is as long ago as it is:
+/// the numbers begin again after five years.
+fn has_run_at(start: u64, moment: u64, now: u64) -> bool {
+    let ago = |ticks: u64| now.wrapping_sub(ticks) & START_TICKS_MASK;
+    ago(moment) <= ago(start)
+}
+
 /// One line of 52 fields, which the kernel gives at the first read. Asking how long it is first, and
 /// reading until there is no more, would be half of what attaching to a segment costs.
 fn read_stat(pid: u32) -> io::Result<String> {
@@ -54,7 +79,10 @@ pub(super) fn is_alive(process: ProcessId) -> bool {
         Ok(stat) => match parse_stat(&stat) {
             Ok(stat) => {
                 let ended = matches!(stat.state, 'Z' | 'X' | 'x') && stat.threads <= 1;
-                stat.start_ticks == process.start_ticks && !ended
+                let is_it = now_ticks().map_or(stat.start_ticks == process.start_ticks, |now| {
+                    has_run_at(stat.start_ticks, process.start_ticks, now)
+                });
+                is_it && !ended
             }
             Err(_) => true,
         },
@@ -141,6 +169,38 @@ mod tests {
         let expected = Stat { state: 'S', threads: 1, start_ticks: 4242 };
         assert_eq!(parse_stat(stat).unwrap(), expected);
         assert!(parse_stat("7 (x S 1").is_err());
+    }
+
+    #[test]
+    fn a_process_ran_from_its_start_on() {
+        let last = START_TICKS_MASK;
+        for (start, moment, now, expected) in [
+            (100, 100, 100, true),
+            (100, 101, 101, true),
+            (100, 99, 200, false),
+            // Not come yet.
+            (100, 201, 200, false),
+            // The numbers began again since the moment, or since the start.
+            (last, last, 5, true),
+            (last, 3, 5, true),
+            (last, last - 1, 5, false),
+            (3, last, 5, false),
+        ] {
+            assert_eq!(has_run_at(start, moment, now), expected, "{start} {moment} {now}");
+        }
+    }
+
+    #[test]
+    fn the_moment_of_a_name_is_no_earlier_than_the_start() {
+        // At once: a tick may pass between the two, and none may be missing.
+        for _ in 0..20 {
+            let child = std::process::Command::new("true").spawn();
+            let mut child = child.unwrap();
+            let (start, now) = (identify(child.id()).unwrap().start_ticks, now_ticks().unwrap());
+            assert!(has_run_at(start, now, now), "{start} {now}");
+            assert!(now - start < 1000, "{start} {now}");
+            child.wait().unwrap();
+        }
     }
 
     #[test]

@@ -116,6 +116,11 @@ fn has_ended(handle: &OwnedHandle) -> bool {
     unsafe { WaitForSingleObject(handle.as_raw_handle(), 0) == WAIT_OBJECT_0 }
 }
 
+/// A name for a process that runs now.
+pub(super) fn name_living(pid: u32) -> io::Result<ProcessId> {
+    identify(pid)
+}
+
 /// The process that has number `pid` now.
 pub(super) fn identify(pid: u32) -> io::Result<ProcessId> {
     What::Process.identify(pid)

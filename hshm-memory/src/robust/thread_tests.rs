@@ -37,7 +37,7 @@ fn an_ended_thread_and_a_panic_leave_the_lock_to_be_mended() {
 fn whatever_stands_in_a_lock_is_a_lock() {
     let me = holder::current().unwrap();
     let nobody = ProcessId { pid: 4_194_300, start_ticks: 5 };
-    let past = ProcessId { start_ticks: me.start_ticks + 1, ..me };
+    let past = ProcessId { start_ticks: me.start_ticks - 1, ..me };
     let words = [
         u64::MAX,
         1,

@@ -122,6 +122,7 @@ pub const ATOMICS_EXCEPT: &[(&str, &str)] = &[
     ("hshm-memory/src/crash.rs", "which crash point is armed, for this process"),
     ("hshm-memory/src/backend/fault.rs", "which mappings a signal handler knows"),
     ("hshm-memory/src/backend/place.rs", "where this process's mappings are"),
+    ("hshm-memory/src/process.rs", "who this process is"),
     (
         "hshm-memory/src/allocator/thread_local/heap.rs",
         "whether a heap was released, a private word",

@@ -19,7 +19,8 @@ use crate::process::ProcessId;
 use crate::report::RecoveryReport;
 use crate::sync::Ordering;
 
-/// Recovers slots that `dead` holds, `most` of them. Slots that another recoverer works on are left to it.
+/// Recovers slots that `dead` holds, `most` of them, by whichever name. Slots that another recoverer works on are
+/// left to it.
 pub(super) fn recover_process(
     view: &View,
     dead: ProcessId,
@@ -34,7 +35,9 @@ pub(super) fn recover_process(
         if vacated.len() >= most {
             break;
         }
-        if word.process() != dead {
+        let holder = word.process();
+        // One of the same number that does not live is it, or one that ended before.
+        if holder != dead && (holder.pid != dead.pid || holder.is_alive()) {
             continue;
         }
         if slots::transition_recover(view.slot_word(id), word, by) {

@@ -23,6 +23,7 @@ use crate::context::MemContext;
 use crate::error::AllocError;
 use crate::options::OnExit;
 use crate::platform;
+use crate::process;
 use crate::thread_model::{self, NoPause, by_pointer};
 
 thread_local! {
@@ -328,6 +329,7 @@ extern "C" fn after_fork() {
 
 extern "C" fn in_child() {
     GENERATION.fetch_add(1, Ordering::Relaxed);
+    process::forget_own();
     let _ = CURRENT.try_with(|current| current.key.set(0));
     let _ = FORK_GUARD.try_with(|held| {
         if let Some(mut registry) = held.borrow_mut().take() {

@@ -256,7 +256,7 @@ impl Remote {
     }
 }
 
-/// Who holds a worker slot: bits 0-33 the process's start time, 34-55 its pid, 60-63 the state.
+/// Who holds a worker slot: bits 0-33 a moment at which the process ran, 34-55 its pid, 60-63 the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct SlotWord(pub(crate) u64);
 

@@ -229,7 +229,7 @@ impl DeviceArena {
     /// # Errors
     /// [`ArenaError::Owned`] if another process has it that lives.
     pub fn claim(&self) -> Result<Settled, ArenaError> {
-        let own = ProcessId::current().map_err(AllocError::Identity)?;
+        let own = ProcessId::of(std::process::id()).map_err(AllocError::Identity)?;
         let owner = &self.header()?.owner;
         // Under the lock, so that of two that find the owner dead one waits until the other has mended all.
         let guard = self.host_end()?;
@@ -273,7 +273,7 @@ impl DeviceArena {
     }
 
     fn require_owner(&self) -> Result<(), ArenaError> {
-        let own = ProcessId::current().map_err(AllocError::Identity)?;
+        let own = ProcessId::of(std::process::id()).map_err(AllocError::Identity)?;
         if self.owner()? == Some(own) { Ok(()) } else { Err(ArenaError::NotOwner) }
     }
 

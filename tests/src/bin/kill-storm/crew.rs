@@ -6,7 +6,6 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use hshm_memory::ProcessId;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -30,7 +29,6 @@ pub(crate) struct Worker {
     child: Child,
     number: usize,
     threads: usize,
-    pub(crate) id: ProcessId,
     pub(crate) incarnation: u64,
     pub(crate) ground: Ground,
     /// When it is to go on, if it is stopped.
@@ -71,12 +69,15 @@ impl Worker {
         }
         command.stdin(Stdio::null()).process_group(0);
         let child = command.spawn().map_err(|error| format!("cannot start a worker: {error}"))?;
-        let id = ProcessId::of(child.id());
-        let id = id.map_err(|error| format!("cannot tell which process a worker is: {error}"))?;
         let first = std::array::from_fn(|thread| done(table, number, thread));
         let seen = first.map(|done| (done, Instant::now()));
         let stopped_until = None;
-        Ok(Self { child, number, threads, id, incarnation, ground, stopped_until, seen, first })
+        Ok(Self { child, number, threads, incarnation, ground, stopped_until, seen, first })
+    }
+
+    /// Its number, by which holders of slots are found to be it: no two processes have it at a time.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Whether it has done anything yet.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use hshm_client::Segment;
-use hshm_memory::{OnExit, ProcessId};
+use hshm_memory::OnExit;
 use hshm_tests::random::Random;
 
 use crate::args::StormArgs;
@@ -218,12 +218,12 @@ impl Storm<'_> {
     /// Waits until all who died are recovered; then their grounds can be used again.
     fn wait_for_recovery(&mut self) -> Result<(), Failure> {
         let deadline = Instant::now() + DEADLINE;
-        let this = ProcessId::current().map_err(|error| error.to_string())?;
+        let this = std::process::id();
         loop {
             self.look_around()?;
-            let living: BTreeSet<_> = self.workers.iter().map(|worker| worker.id).collect();
+            let living: BTreeSet<_> = self.workers.iter().map(Worker::pid).collect();
             let mut others = self.segment.holders();
-            others.retain(|holder| *holder != this && !living.contains(holder));
+            others.retain(|holder| holder.pid != this && !living.contains(&holder.pid));
             if others.is_empty() && self.dying.is_empty() {
                 break;
             }
