@@ -10,10 +10,10 @@
 //! 0        header            magic, layout version, geometry, checksum
 //! 4 KiB    custom header     the application's own
 //!          slot words        one per worker slot: which process holds it
-//!          slots             one per worker: journal, counters, bins
 //!          free bits         one per unit: may be free         (a hint; two levels)
 //!          adoptable bits    one per unit: may be worth adopting          (a hint)
 //!          tags              one per unit: what it is, and whose
+//!          slots             one per worker: journal, counters, bins
 //!          descriptors       one per unit: the page's lists
 //!          units             64 KiB each: pages of blocks, and runs that are one large block
 //! committed ┄┄┄┄┄┄┄┄┄┄┄┄┄┄┄  the file ends here; growing moves it

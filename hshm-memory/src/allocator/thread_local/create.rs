@@ -48,11 +48,10 @@ impl ThreadLocalAllocator {
         let size = backend.committed_bytes().next_multiple_of(UNIT_BYTES);
         let committed = size.saturating_add(geometry.metadata_bytes()).min(geometry.capacity);
         backend.grow(committed)?;
-        let fixed_tables = geometry.tags;
-        backend.populate(0..geometry.slots)?;
-        backend.populate(geometry.free_summary..fixed_tables)?;
+        backend.populate(0..geometry.tags)?;
         let identity = Identity { id, on_exit: options.on_exit };
-        let view = View::new(backend, geometry, identity);
+        let committed_bytes = backend.committed_bytes();
+        let view = View::new(backend, geometry, identity, committed_bytes);
         if view.header().magic.load(crate::sync::Ordering::Acquire) == MAGIC {
             return Err(SegmentError::Exists);
         }
@@ -99,7 +98,7 @@ impl ThreadLocalAllocator {
                 why: "which is more than was mapped",
             });
         }
-        Ok(Self::over(View::new(backend, geometry, identity)))
+        Ok(Self::over(View::new(backend, geometry, identity, found_bytes)))
     }
 
     /// Attaches to the named segment `name` without a daemon.

@@ -32,7 +32,6 @@ pub(crate) struct Geometry {
     pub(crate) custom_header_bytes: u64,
     /// One word for each slot, and one for the number 0, which is nobody's.
     pub(crate) slot_words: u64,
-    pub(crate) slots: u64,
     /// One bit for each word of `free_bits`: it may have a bit set.
     pub(crate) free_summary: u64,
     /// One bit for each unit: it may be free.
@@ -40,6 +39,7 @@ pub(crate) struct Geometry {
     /// One bit for each unit: it may be an ownerless page with free blocks.
     pub(crate) adoptable_bits: u64,
     pub(crate) tags: u64,
+    pub(crate) slots: u64,
     pub(crate) descriptors: u64,
 }
 
@@ -92,12 +92,13 @@ impl Geometry {
         let slots = u64::from(options.worker_slots);
         let words = units_u64.div_ceil(64);
         let custom_header = place(options.custom_header_bytes);
+        // What a process reads before it has a block comes first: the kernel maps 64 KiB at the first look.
         let slot_words = place((slots + 1) * 8);
-        let slot_table = place((slots + 1) * SLOT_BYTES);
         let free_summary = place(words.div_ceil(64) * 8);
         let free_bits = place(words * 8);
         let adoptable_bits = place(words * 8);
         let tags = place(units_u64 * 4);
+        let slot_table = place((slots + 1) * SLOT_BYTES);
         let descriptors = place(units_u64 * DESCRIPTOR_BYTES);
         let first_unit = u32::try_from(end.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
         Self {
@@ -108,11 +109,11 @@ impl Geometry {
             custom_header,
             custom_header_bytes: options.custom_header_bytes,
             slot_words,
-            slots: slot_table,
             free_summary,
             free_bits,
             adoptable_bits,
             tags,
+            slots: slot_table,
             descriptors,
         }
     }
@@ -131,11 +132,11 @@ impl Geometry {
     fn tables(&self) -> [u64; TABLES] {
         [
             self.slot_words,
-            self.slots,
             self.free_summary,
             self.free_bits,
             self.adoptable_bits,
             self.tags,
+            self.slots,
             self.descriptors,
         ]
     }
@@ -250,11 +251,11 @@ mod tests {
             let g = Geometry::compute(capacity, &InitOptions::default()).unwrap();
             let sizes = [
                 (u64::from(g.worker_slots) + 1) * 8,
-                (u64::from(g.worker_slots) + 1) * SLOT_BYTES,
                 u64::from(g.units).div_ceil(64 * 64) * 8,
                 u64::from(g.units).div_ceil(64) * 8,
                 u64::from(g.units).div_ceil(64) * 8,
                 u64::from(g.units) * 4,
+                (u64::from(g.worker_slots) + 1) * SLOT_BYTES,
                 u64::from(g.units) * DESCRIPTOR_BYTES,
             ];
             let mut end = g.custom_header + g.custom_header_bytes;

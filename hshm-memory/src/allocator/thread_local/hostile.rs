@@ -126,7 +126,7 @@ impl Scribbler<'_> {
         let old = self.word(at).load(crate::sync::Ordering::Relaxed);
         let mut new = self.plausible(old);
         // Most slots stay free, or there would be nobody to do anything.
-        if (geometry.slot_words..geometry.slots).contains(&at) && self.random.below(3) > 0 {
+        if (geometry.slot_words..geometry.free_summary).contains(&at) && self.random.below(3) > 0 {
             new = 0;
         }
         self.word(at).store(new, crate::sync::Ordering::Relaxed);

@@ -294,6 +294,9 @@ impl Heap {
             Some(unit) => unit,
             None => {
                 let unit = self.claim_units(units, units, u64::from(units) << UNIT_SHIFT)?;
+                // The first access to this part of the table may be this one. A store maps one page of it,
+                // which takes half as long as the sixteen that a load maps.
+                self.view.descriptor(unit).purged.store(0, Ordering::Relaxed);
                 self.make_up_for(unit..unit + units, self.missing_bytes(unit..unit + units));
                 unit
             }

@@ -37,14 +37,18 @@ unsafe impl Send for View {}
 unsafe impl Sync for View {}
 
 impl View {
-    /// `geometry` must have been computed or validated for this very backend.
-    pub(super) fn new(backend: Arc<dyn Backend>, geometry: Geometry, identity: Identity) -> Self {
+    /// `geometry` must have been computed or validated for this very backend, of which `committed_bytes` can be
+    /// used.
+    pub(super) fn new(
+        backend: Arc<dyn Backend>,
+        geometry: Geometry,
+        identity: Identity,
+        committed_bytes: u64,
+    ) -> Self {
         assert!(geometry.capacity <= backend.capacity_bytes(), "the geometry fits the mapping");
         let (base, align_limit) = (backend.base(), backend.alignment());
-        let limit = AtomicU64::new(0);
-        let view = Self { backend, base, align_limit, geometry, identity, limit };
-        view.refresh_limit();
-        view
+        let limit = AtomicU64::new(limit_at(committed_bytes, &geometry));
+        Self { backend, base, align_limit, geometry, identity, limit }
     }
 
     pub(crate) fn backend(&self) -> &Arc<dyn Backend> {
@@ -65,8 +69,7 @@ impl View {
 
     /// Asks the kernel how long the segment is, and remembers it.
     pub(crate) fn refresh_limit(&self) -> u64 {
-        let bytes = self.backend.committed_bytes().min(self.geometry.capacity);
-        let limit = bytes >> UNIT_SHIFT << UNIT_SHIFT;
+        let limit = limit_at(self.backend.committed_bytes(), &self.geometry);
         // ORDER: Relaxed: the value bounds accesses and orders nothing.
         self.limit.store(limit, Ordering::Relaxed);
         limit
@@ -323,6 +326,11 @@ impl View {
         // ORDER: Relaxed: the bin is written by the slot's holder alone; others only count.
         List(self.bin(slot, class).load(Ordering::Relaxed))
     }
+}
+
+/// How much of a segment may be touched of which `committed_bytes` can be used: whole units of it.
+fn limit_at(committed_bytes: u64, geometry: &Geometry) -> u64 {
+    committed_bytes.min(geometry.capacity) >> UNIT_SHIFT << UNIT_SHIFT
 }
 
 /// The header at a mapping's start.
