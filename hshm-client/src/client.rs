@@ -646,7 +646,10 @@ pub(crate) fn unexpected(verb: &'static str) -> Error {
 }
 
 fn executable_name() -> String {
-    let path = std::env::current_exe().unwrap_or_default();
+    // What it was started as costs no system call.
+    let path =
+        std::env::args_os().next().map(PathBuf::from).filter(|path| path.file_name().is_some());
+    let path = path.unwrap_or_else(|| std::env::current_exe().unwrap_or_default());
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let printable: String = name.chars().filter(|c| !c.is_control()).collect();
     hshm_proto::limits::truncated(&printable, hshm_proto::limits::MAX_CLIENT_NAME_BYTES)

@@ -63,7 +63,8 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
     };
     peer.process = peer.process.map(|process| shared.processes.known_as(process));
     let close = Arc::new(Notify::new());
-    let Some((caller, connected)) = greet(&shared, &mut socket, peer, &close).await else { return };
+    let greeted = greet(&shared, &mut socket, peer, &close).await;
+    let Some((caller, connected, welcome)) = greeted else { return };
     drop(stranger);
     let session = caller.session;
     if let (Some(process), Some(pidfd)) = (caller.peer.process, pidfd)
@@ -71,6 +72,13 @@ pub(crate) async fn serve(shared: Arc<Shared>, socket: OwnedFd) {
     {
         // The sweep will try again once it holds worker slots.
         warn!(pid = process.pid, %error, "cannot watch a client");
+    }
+    // As late as may be: while the client wakes up for it, its first request, which it sent right behind the
+    // greeting if it is in a hurry, is answered, and it need not go to sleep again.
+    if let Err(error) = send(&mut socket, &welcome).await {
+        debug!(session, %error, "a client was gone before it was welcomed");
+        forget_session(&shared, &caller);
+        return;
     }
     let mut stop = shared.stop.subscribe();
     let ended = tokio::select! {
@@ -96,15 +104,17 @@ fn refusal(code: ErrorCode, message: String, advice: &str) -> Refusal {
     }
 }
 
-/// Reads the greeting and answers it. None if the session does not come about.
+/// Reads the greeting. Returns what to answer to it; none if the session does not come about and the client was
+/// told so.
 async fn greet(
     shared: &Shared,
     socket: &mut PacketSocket,
     peer: Peer,
     close: &Arc<Notify>,
-) -> Option<(Caller, Connected)> {
+) -> Option<(Caller, Connected, Vec<u8>)> {
     let mut buffer = [0; MAX_HANDSHAKE_BYTES + 1];
-    let received = tokio::time::timeout(PATIENCE, socket.receive(&mut buffer)).await.ok()?.ok()?;
+    let received = socket.receive_expected(&mut buffer);
+    let received = tokio::time::timeout(PATIENCE, received).await.ok()?.ok()?;
     let hello = match received {
         Received::Packet(len) => Hello::decode(buffer.get(..len).unwrap_or_default())
             .map_err(|error| error.to_string())
@@ -161,7 +171,6 @@ async fn greet(
                 session,
                 server_version: VERSION.to_owned(),
             };
-            send(socket, &welcome.encode()).await.ok()?;
             debug!(
                 session,
                 uid = peer.uid,
@@ -170,7 +179,7 @@ async fn greet(
                 "session begins"
             );
             let caller = Caller { session, peer, version, layout_version: hello.layout_version };
-            Some((caller, connected))
+            Some((caller, connected, welcome.encode()))
         }
         Err(refusal) => {
             debug!(uid = peer.uid, why = refusal.message, "refused a client");

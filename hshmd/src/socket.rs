@@ -48,23 +48,15 @@ impl PacketSocket {
 
     /// Waits for a packet. May be cancelled without losing one.
     pub(crate) async fn receive(&self, buffer: &mut [u8]) -> io::Result<Received> {
-        self.open()?
-            .async_io(Interest::READABLE, |socket| {
-                let mut parts = [IoSliceMut::new(buffer)];
-                // Without room for control messages, the kernel closes descriptors that come along.
-                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
-                let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags)?;
-                Ok(if received.flags.contains(MsgFlags::MSG_CTRUNC) {
-                    Received::Descriptors
-                } else if received.flags.contains(MsgFlags::MSG_TRUNC) {
-                    Received::TooLong
-                } else if received.bytes == 0 {
-                    Received::Closed
-                } else {
-                    Received::Packet(received.bytes)
-                })
-            })
-            .await
+        self.open()?.async_io(Interest::READABLE, |socket| receive(socket, buffer)).await
+    }
+
+    /// The same for a packet that has most likely come, which is looked for before it is waited for.
+    pub(crate) async fn receive_expected(&self, buffer: &mut [u8]) -> io::Result<Received> {
+        match receive(self.open()?.get_ref(), buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.receive(buffer).await,
+            received => received,
+        }
     }
 
     /// Waits until the packet, and a descriptor with it if given, is on its way. If this is cancelled, the
@@ -93,4 +85,20 @@ impl PacketSocket {
         self.socket = Some(awaited::register(full.into_inner(), Interest::READABLE)?);
         Ok(())
     }
+}
+
+fn receive(socket: &OwnedFd, buffer: &mut [u8]) -> io::Result<Received> {
+    let mut parts = [IoSliceMut::new(buffer)];
+    // Without room for control messages, the kernel closes descriptors that come along.
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_CMSG_CLOEXEC;
+    let received = recvmsg::<()>(socket.as_raw_fd(), &mut parts, None, flags)?;
+    Ok(if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+        Received::Descriptors
+    } else if received.flags.contains(MsgFlags::MSG_TRUNC) {
+        Received::TooLong
+    } else if received.bytes == 0 {
+        Received::Closed
+    } else {
+        Received::Packet(received.bytes)
+    })
 }
