@@ -28,6 +28,7 @@ points! {
     "units.run_in_transit", "a run whose units are all the dead's", "the run is taken apart";
     "units.run_unbound", "claimed units of a run that was being freed", "each unit is freed";
     "units.page_half_published", "bodies of a page that has no head yet", "bodies and head are freed";
+    "units.page_half_unbound", "a page of whose bodies some are claimed already", "the page is freed";
     "units.page_unbound", "claimed units of a page that was being freed", "each unit is freed";
     "run.cut", "a run that is shorter than it says, and claimed units behind it", "the units are freed";
     "run.neighbours_claimed", "claimed units behind a run", "the units are freed";

@@ -438,6 +438,16 @@ pub const OPERATIONS: &[Operation] = &[
         EXACT,
     )
     .wide(),
+    keep(
+        "trim an idle page whose bin begins in its second unit",
+        |w| {
+            w.hold(3, MEDIUM);
+            w.drop_blocks(0..3);
+        },
+        trim,
+        EXACT,
+    )
+    .wide(),
     keep("allocate where memory is given back", sparse_page, |w| take(w, LARGE), TAKES_LARGE),
     keep("allocate from a purged page", purged_page, take_small, TAKES_SMALL),
     keep("allocate from a purged page of nobody's", warm, take_small, TAKES_SMALL)

@@ -13,7 +13,7 @@ use super::slots;
 use super::units;
 use super::view::View;
 use super::walk::Met;
-use super::words::{Kind, List, Tag};
+use super::words::{Kind, List, Tag, unit_of};
 use crate::options::OnExit;
 use crate::process::ProcessId;
 use crate::report::RecoveryReport;
@@ -160,8 +160,12 @@ fn save_bin(view: &View, id: u32, class: usize) -> Option<Page<'_>> {
     if list.is_empty() {
         return None;
     }
-    let page = view.page_of(list.first()).map(|(unit, tag)| Page::new(view, unit, tag));
-    let page = page.filter(|page| page.tag == Tag::page(id, class))?;
+    // Not by the tag of the block's own unit: of a page that was being taken apart it may say so already.
+    let tag = Tag::page(id, class);
+    let unit = unit_of(list.first());
+    let unit = if tag.kind() == Kind::Medium { unit - unit % MEDIUM_UNITS } else { unit };
+    let page =
+        view.tag(unit).filter(|&found| found == tag).map(|tag| Page::new(view, unit, tag))?;
     let descriptor = page.descriptor();
     // Where the holder died while loading, one list stands in two places.
     if page.local() == list {

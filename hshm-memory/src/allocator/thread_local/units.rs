@@ -294,6 +294,9 @@ pub(super) fn unbind_page(view: &View, owner: u32, unit: u32, tag: Tag) {
         // The bodies become claimed while the head still binds them, as in `dismantle_run`.
         for place in 1..MEDIUM_UNITS {
             view.tag_word(unit + place).store(Tag::claimed(owner).0, Ordering::Relaxed);
+            // Died here: a page in which the blocks of its own bin may lie in units that are no part of it
+            // any more; recovery gives them back to it all the same, so that it is wholly free.
+            crate::crash_point!("units.page_half_unbound");
         }
     }
     // ORDER: Release: the bodies are claimed before the head no longer binds them.
