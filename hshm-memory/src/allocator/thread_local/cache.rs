@@ -21,7 +21,7 @@ use std::ops::{Range, RangeInclusive};
 use std::sync::atomic::AtomicU64 as PrivateU64;
 
 use super::heap::Heap;
-use super::layout::{PAGE_BYTES, UNIT_BYTES, UNIT_SHIFT};
+use super::layout::{OFFSET_BITS, PAGE_BYTES, UNIT_BYTES, UNIT_SHIFT};
 use super::refill::add;
 use super::size_class::{GRANULE_BYTES, SMALL_CLASSES, SMALL_MAX_BYTES, block_bytes};
 use super::units;
@@ -391,11 +391,11 @@ impl Heap {
     /// Frees the block at `offset` by way of the cache, if it is of another's page and its row is full:
     /// half of the row is given back to make room.
     pub(super) fn free_cached(&self, offset: u64) -> bool {
+        let is_one = offset >> OFFSET_BITS == 0 && offset.is_multiple_of(GRANULE_BYTES as u64);
         let Some(tag) = self.view.tag(unit_of(offset)) else { return false };
         let Some(class) = self.cache.class_of(tag.0) else { return false };
         let limit = self.cache.limit(class);
-        let is_granule = offset.is_multiple_of(GRANULE_BYTES as u64);
-        if tag.owner() == 0 || tag.owner() == self.id || limit == 0 || !is_granule {
+        if tag.owner() == 0 || tag.owner() == self.id || limit == 0 || !is_one {
             return false;
         }
         self.flush(class, limit.div_ceil(2));

@@ -88,6 +88,26 @@ fn a_thread_hands_out_what_others_allocated() {
 }
 
 #[test]
+fn what_is_no_offset_is_refused_however_full_the_row_is() {
+    let heap = cached();
+    let blocks = [(); 200].map(|()| heap.allocate(64).unwrap().offset_bytes());
+    let held = heap.allocate(64).unwrap().offset_bytes();
+    let give_back = || {
+        claim_cache(&heap);
+        for block in blocks {
+            for wrong in [held | 1 << 48, held | 1 << 63, held + 8] {
+                // SAFETY: nobody has a block there: it is refused.
+                let refused = unsafe { heap.free(OffsetPointer::new(wrong)) };
+                assert!(refused.is_err(), "{wrong:#x}");
+            }
+            free(&heap, OffsetPointer::new(block));
+        }
+    };
+    std::thread::scope(|scope| scope.spawn(give_back).join().unwrap());
+    assert!(heap.check().is_clean());
+}
+
+#[test]
 fn blocks_that_another_freed_together_are_all_to_be_had_again() {
     for bytes in [16, 48, 112, 1024] {
         let heap = cached();

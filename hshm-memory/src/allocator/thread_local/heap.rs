@@ -44,10 +44,11 @@ const CUT_BESIDE_A_ROW: u32 = 4;
 
 /// One worker's heap. Only the thread that holds it calls its methods.
 ///
-/// What the fast paths read comes first. Each of it stands 8 bytes beyond a multiple of 16, and so does
-/// what they read in the segment: blocks begin at multiples of 16, and a processor takes a load for one of
-/// what was just stored if the low 12 bits of both addresses are the same. Links, and the first
-/// words that users write, are stored all the time, and stay in the way until they reach the cache.
+/// What the fast paths read comes first. Each of it stands 8 bytes beyond a multiple of 16, and so do the
+/// rows' counts and the pages' lists in the segment: blocks begin at multiples of 16, and a processor
+/// takes a load for one of what was just stored if the low 12 bits of both addresses are the same. Links,
+/// and the first words that users write, are stored all the time, and stay in the way until they reach
+/// the cache.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct Heap {
