@@ -250,8 +250,11 @@ impl Client {
         let (ReplyBody::Attached(descriptor), Some(file)) = reply else {
             return Err(unexpected("attach"));
         };
-        *self.inner.lock().attached.entry(descriptor.name.clone()).or_default() += 1;
-        Segment::open(Arc::clone(&self.inner), descriptor, file, device)
+        let mut link = self.inner.lock();
+        *link.attached.entry(descriptor.name.clone()).or_default() += 1;
+        let counts_alike = link.connection.as_ref().is_some_and(Connection::counts_alike);
+        drop(link);
+        Segment::open(Arc::clone(&self.inner), descriptor, file, device, counts_alike)
     }
 
     /// Maps a segment into this process for reading alone, which permission to read suffices for: the kernel

@@ -15,8 +15,8 @@ use hshm_proto::{
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv,
-    recvmsg, send, socket,
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect,
+    getsockopt, recv, recvmsg, send, socket, sockopt,
 };
 
 use crate::error::Error;
@@ -88,6 +88,13 @@ impl Connection {
             }
         }
         Ok(None)
+    }
+
+    /// Whether the daemon may see processes under the numbers that they have here: where it is in a pid
+    /// namespace that this process's lies in, the kernel has no number for it. That both have the same
+    /// number for this process does not tell, as it happens by chance.
+    pub(crate) fn counts_alike(&self) -> bool {
+        getsockopt(&self.socket, sockopt::PeerCredentials).is_ok_and(|daemon| daemon.pid() != 0)
     }
 
     fn greet(

@@ -93,12 +93,16 @@ impl<A> Deref for Segment<A> {
 }
 
 impl<A: SegmentAllocator> Segment<A> {
-    /// Maps what the daemon handed over. If that fails, the attachment is undone.
+    /// Maps what the daemon handed over, of which [`Connection::counts_alike`] says whether processes have
+    /// the same numbers there as here. If that fails, the attachment is undone.
+    ///
+    /// [`Connection::counts_alike`]: crate::connection::Connection::counts_alike
     pub(crate) fn open(
         inner: Arc<Inner>,
         descriptor: SegmentDescriptor,
         file: OwnedFd,
         device: DeviceChoice,
+        counts_alike: bool,
     ) -> Result<Self, Error> {
         let attachment = Attachment::new(inner, descriptor);
         let found = &attachment.descriptor;
@@ -114,7 +118,7 @@ impl<A: SegmentAllocator> Segment<A> {
         if let Some(memory) = allocator.backend().and_then(|backend| backend.device()) {
             device.register(memory).map_err(|error| cannot(error.into()))?;
         }
-        if found.identity.pid == std::process::id() {
+        if counts_alike && found.identity.pid == std::process::id() {
             found.identity.make_current();
         } else {
             // The daemon is in another pid namespace, and recovers the dead by the pids it sees.

@@ -152,14 +152,32 @@ fn workers_go_on_while_the_daemon_is_dead_and_after_its_restart() {
     daemon.stop();
 }
 
-/// A client that does not see its own pid as the daemon does.
+/// Runs a program where it does not see its own pid as the daemon does.
+fn apart() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command
+}
+
+/// The same, but that the pid is the same number, unless another process begins meanwhile.
+fn apart_by_the_same_number() -> Command {
+    // The first to read is the shell, which /proc tells of by its number outside. It runs two programs.
+    let script = "read own rest </proc/self/stat; mount -t proc proc /proc; \
+        echo $((own + 1)) >/proc/sys/kernel/ns_last_pid; \"$0\" \"$@\"; exit $?";
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount", "sh", "-c", script]);
+    command
+}
+
+/// The numbers of a process, as it is seen here and where it runs.
+fn numbers(pid: u32) -> Vec<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:")).unwrap_or_default();
+    line.split_whitespace().filter_map(|number| number.parse().ok()).collect()
+}
+
 #[test]
 fn a_client_in_another_pid_namespace_is_recovered_when_it_dies() {
-    let apart = || {
-        let mut command = Command::new("unshare");
-        command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
-        command
-    };
     if !apart().arg("true").stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
         eprintln!("skipped: this user may not make a pid namespace");
         return;
@@ -175,8 +193,8 @@ fn a_client_in_another_pid_namespace_is_recovered_when_it_dies() {
     let this = ProcessId::current().unwrap();
     let block = segment.put_bytes(b"to be").unwrap();
     assert_eq!(segment.holders(), [this]);
-    for round in 1..=3 {
-        let mut command = apart();
+    let mut recovered = 0;
+    let mut live_and_die = |mut command: Command| {
         command.args([WORKER, "exchange-apart", "apart"]).arg(daemon.socket()).arg("0");
         let mut worker = Worker::start(command.stdin(Stdio::null()));
         worker.expect("at work");
@@ -191,13 +209,26 @@ fn a_client_in_another_pid_namespace_is_recovered_when_it_dies() {
         // It is held by the name that this namespace knows the process by, which lives.
         let holder = others()[0];
         assert!(holder.pid > 1 && holder.is_alive(), "{holder:?}");
+        let numbers = numbers(holder.pid);
         // Nobody takes it for dead meanwhile.
         assert_eq!(segment.recover_dead().slots, 0);
         worker.kill();
-        wait_until("its slot is recovered", || client.status().unwrap().recovered_slots == round);
+        recovered += 1;
+        wait_until("its slot is recovered", || {
+            client.status().unwrap().recovered_slots == recovered
+        });
         assert!(others().is_empty());
         assert!(client.check("apart").unwrap().is_clean());
+        numbers
+    };
+    for _ in 0..3 {
+        live_and_die(apart());
     }
+    let met = (0..100).any(|_| {
+        let numbers = live_and_die(apart_by_the_same_number());
+        numbers.len() == 2 && numbers[0] == numbers[1]
+    });
+    assert!(met, "other processes began each time");
     // SAFETY: the block is ours.
     unsafe { segment.free(block) }.unwrap();
     drop(segment);
