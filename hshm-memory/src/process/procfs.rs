@@ -37,10 +37,14 @@ fn now_ticks() -> Option<u64> {
     (read == 0 && hertz == 100).then_some((seconds * 100 + nanos / 10_000_000) & START_TICKS_MASK)
 }
 
+/// How far ahead, in ticks, another's clock may be of ours: a second, though it should not be at all. To
+/// take the living for dead is the worse mistake.
+const CLOCKS_APART: u64 = 100;
+
 /// Whether a process that started at `start` ran at `moment`, if it runs now. Each is as long ago as it is:
 /// the numbers begin again after five years.
 fn has_run_at(start: u64, moment: u64, now: u64) -> bool {
-    let ago = |ticks: u64| now.wrapping_sub(ticks) & START_TICKS_MASK;
+    let ago = |ticks: u64| (now + CLOCKS_APART).wrapping_sub(ticks) & START_TICKS_MASK;
     ago(moment) <= ago(start)
 }
 
@@ -178,8 +182,10 @@ mod tests {
             (100, 100, 100, true),
             (100, 101, 101, true),
             (100, 99, 200, false),
+            // By another's clock.
+            (100, 201, 200, true),
             // Not come yet.
-            (100, 201, 200, false),
+            (100, 301, 200, false),
             // The numbers began again since the moment, or since the start.
             (last, last, 5, true),
             (last, 3, 5, true),
