@@ -213,11 +213,11 @@ pub(super) struct Cache {
     rows: Cell<*mut u64>,
     /// The unit that holds the rows; 0 if there are none.
     unit: Cell<u32>,
-    /// Bits of a tag that decide whether blocks of a page are cached,
+    /// The bits of a tag that decide whether blocks of a page are cached.
     tag_mask: u64,
     /// Slow operations since the cache was given up.
     misses: Cell<u32>,
-    /// and what they are: subtracted, they leave the class.
+    /// What those bits are in the first class of such pages: subtracted, they leave the class.
     tag_base: u64,
     /// How many blocks each row may have.
     limits: [Cell<u8>; SMALL_CLASSES],

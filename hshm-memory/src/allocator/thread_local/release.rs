@@ -157,13 +157,21 @@ impl Heap {
         }
     }
 
-    /// After a block of a medium page of ours was put on one of its lists. Such pages are too large to be
-    /// left standing empty, even where the next blocks of their class would come from.
+    /// After a block of a medium page of ours was put on one of its lists.
+    #[inline]
+    pub(super) fn after_medium_free(&self, page: Page<'_>) {
+        if !self.is_kept(Kind::Medium, page.unit) {
+            self.keep_or_discard(&page);
+        }
+    }
+
+    /// Medium pages are too large to be left standing empty, even where the next blocks of their class
+    /// would come from.
     #[cold]
     #[inline(never)]
-    pub(super) fn after_medium_free(&self, page: Page<'_>) {
-        if !self.is_kept(Kind::Medium, page.unit) && self.is_idle(&page) && !self.keep(&page) {
-            self.discard(&page);
+    fn keep_or_discard(&self, page: &Page<'_>) {
+        if self.is_idle(page) && !self.keep(page) {
+            self.discard(page);
         }
     }
 
@@ -259,7 +267,7 @@ impl Heap {
 
     /// Whether the page of ours at `unit` is remembered since it was last seen wholly free.
     #[inline]
-    pub(super) fn is_kept(&self, kind: Kind, unit: u32) -> bool {
+    fn is_kept(&self, kind: Kind, unit: u32) -> bool {
         self.kept_of(kind).iter().any(|kept| kept.get() == unit)
     }
 
