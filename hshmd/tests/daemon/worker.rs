@@ -50,7 +50,8 @@ impl Worker {
     /// Starts one, and waits until it has done what its role asks for first.
     pub(crate) fn start(socket: &Path, segment: &str, role: Role, uid: Option<u32>) -> Self {
         // The test binary plays the worker too: this one "test" alone, which otherwise is skipped.
-        let mut command = Command::new(std::env::current_exe().unwrap());
+        // By this name another user may run it, too, from a folder that is closed to others.
+        let mut command = Command::new("/proc/self/exe");
         command.args(["--exact", "worker::plays_a_worker", "--ignored", "--nocapture"]);
         command.env(ROLE, format!("{role:?} {segment} {}", socket.display()));
         if let Some(uid) = uid {
